@@ -2,15 +2,20 @@
 
 An expected answer is typed data (`Number`, `Text`, `ListOf`, ...), stored with its task. `verify` reads a
 candidate's text as exactly one value of that type and compares. It is the only grader whose verdict may
-become a reward; `jupyter_env.dabstep_compat` reports scores comparable with published ones and rewards nothing.
+become a reward; `jupyter_env.dabstep_compat` reports scores comparable with published ones and rewards
+nothing.
 
-Strict means: the whole text is the answer. "12 or 13", a sentence around the number, a list of guesses, half of
-a name: each scores 0. Notation is forgiven (case, spaces, quotes, thousands separators), content is not.
+Strict means: the whole text is the answer. "12 or 13", a sentence around the number, a list of guesses,
+half of a name: each scores 0. Notation is forgiven (case, spaces, quotes, thousands separators), content
+is not.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -19,13 +24,15 @@ from jupyter_env import literals
 from jupyter_env.literals import NotThisType
 
 VERIFIER_VERSION = 1
-"""Raised whenever a change to this module or to `literals` could change a verdict; stored with every verdict."""
+"""Stored with every verdict, and raised whenever a change here or in `literals` could change one."""
 
 MAX_ANSWER_CHARS = 10_000
 """A longer candidate is refused unread: no sound answer is that long, and a dump of candidates may be."""
 
 
-class Number(msgspec.Struct, frozen=True, kw_only=True, tag="number", tag_field="type", forbid_unknown_fields=True):
+class Number(
+    msgspec.Struct, frozen=True, kw_only=True, tag="number", tag_field="type", forbid_unknown_fields=True
+):
     """A real number, equal within half a unit of the last stated decimal, or within a relative tolerance."""
 
     value: float
@@ -44,25 +51,37 @@ class Number(msgspec.Struct, frozen=True, kw_only=True, tag="number", tag_field=
             raise ValueError(f"`decimals` is from 0 to 15, got {self.decimals}")
         if self.rel_tol is not None and not 0 <= self.rel_tol < 1:
             raise ValueError(f"`rel_tol` is from 0 to below 1, got {self.rel_tol}")
-        if not abs(self.value) < float("inf"):
+        if not math.isfinite(self.value):
             raise ValueError(f"`value` is a finite number, got {self.value}")
+        _check_unit(self.unit)
+        _check_writable(self)
 
 
-class Integer(msgspec.Struct, frozen=True, kw_only=True, tag="integer", tag_field="type", forbid_unknown_fields=True):
+class Integer(
+    msgspec.Struct, frozen=True, kw_only=True, tag="integer", tag_field="type", forbid_unknown_fields=True
+):
     """A whole number, exactly."""
 
     value: int
     unit: str | None = None
     """A unit that the candidate may write after or before the number."""
 
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+        _check_writable(self)
 
-class Boolean(msgspec.Struct, frozen=True, kw_only=True, tag="boolean", tag_field="type", forbid_unknown_fields=True):
+
+class Boolean(
+    msgspec.Struct, frozen=True, kw_only=True, tag="boolean", tag_field="type", forbid_unknown_fields=True
+):
     """Yes or no (true and false are read alike)."""
 
     value: bool
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True, tag="choice", tag_field="type", forbid_unknown_fields=True):
+class Choice(
+    msgspec.Struct, frozen=True, kw_only=True, tag="choice", tag_field="type", forbid_unknown_fields=True
+):
     """One of the named options, written in full."""
 
     value: str
@@ -71,9 +90,17 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, tag="choice", tag_field=
     def __post_init__(self) -> None:
         if self.value not in self.options:
             raise ValueError(f"`value` {self.value!r} is not among the options {list(self.options)}")
+        folded = {literals.fold(option) for option in self.options}
+        if "" in folded or len(folded) < len(self.options):
+            raise ValueError(
+                f"the options differ by more than notation and none is empty, got {list(self.options)}"
+            )
+        _check_writable(self)
 
 
-class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class Text(
+    msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True
+):
     """A name or short phrase, the whole of it; case, spaces, quotes and a closing full stop do not matter."""
 
     value: str
@@ -81,12 +108,15 @@ class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="typ
     """Other spellings that are right too."""
 
     def __post_init__(self) -> None:
-        if not literals.fold(self.value):
-            raise ValueError("`value` is a text with at least one character")
+        if not all(literals.fold(text) for text in (self.value, *self.aliases)):
+            raise ValueError("`value` and each alias are texts with at least one character")
+        _check_writable(self)
 
 
-class Date(msgspec.Struct, frozen=True, kw_only=True, tag="date", tag_field="type", forbid_unknown_fields=True):
-    """A moment as precise as `value` is written: 2023, 2023-01, 2023-01-05, 2023-01-05T14:30, or a time 14:30."""
+class Date(
+    msgspec.Struct, frozen=True, kw_only=True, tag="date", tag_field="type", forbid_unknown_fields=True
+):
+    """A moment as precise as `value` is written: 2023, 2023-01, 2023-01-05, 2023-01-05T14:30, or 14:30."""
 
     value: str
 
@@ -97,22 +127,36 @@ class Date(msgspec.Struct, frozen=True, kw_only=True, tag="date", tag_field="typ
             raise ValueError(f"`value` is an ISO 8601 date or time, got {self.value!r}") from error
 
 
-class Labelled(msgspec.Struct, frozen=True, kw_only=True, tag="labelled", tag_field="type", forbid_unknown_fields=True):
+class Labelled(
+    msgspec.Struct, frozen=True, kw_only=True, tag="labelled", tag_field="type", forbid_unknown_fields=True
+):
     """A label with a number, written `label:number` (DABstep's `E:346.49`)."""
 
     label: str
     number: Number
 
+    def __post_init__(self) -> None:
+        if not literals.fold(self.label):
+            raise ValueError("`label` is a text with at least one character")
+        _check_writable(self)
 
-class ListOf(msgspec.Struct, frozen=True, kw_only=True, tag="list", tag_field="type", forbid_unknown_fields=True):
+
+class ListOf(
+    msgspec.Struct, frozen=True, kw_only=True, tag="list", tag_field="type", forbid_unknown_fields=True
+):
     """Several answers separated by commas or semicolons, or a JSON list."""
 
     items: tuple[Answer, ...]
     ordered: bool = True
     """False compares as multisets: any order, the same items as many times."""
 
+    def __post_init__(self) -> None:
+        _check_writable(self)
 
-class Named(msgspec.Struct, frozen=True, kw_only=True, tag="named", tag_field="type", forbid_unknown_fields=True):
+
+class Named(
+    msgspec.Struct, frozen=True, kw_only=True, tag="named", tag_field="type", forbid_unknown_fields=True
+):
     """Named values, each written `@name[value]` (DABench's form); all are needed, and no others."""
 
     values: dict[str, Answer]
@@ -120,10 +164,16 @@ class Named(msgspec.Struct, frozen=True, kw_only=True, tag="named", tag_field="t
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("`values` holds at least one named value")
+        _check_writable(self)
 
 
 class NotApplicable(
-    msgspec.Struct, frozen=True, kw_only=True, tag="not_applicable", tag_field="type", forbid_unknown_fields=True
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    tag="not_applicable",
+    tag_field="type",
+    forbid_unknown_fields=True,
 ):
     """The question has no answer on this data, and saying so is the answer."""
 
@@ -136,7 +186,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     correct: bool
     reason: str
-    """For people: what was expected and what came. It holds the expected answer, so it is for after the end."""
+    """For people: what was expected and what came. It holds the expected answer: only for after the end."""
     verifier: str
     """The type of answer that judged, such as "number"."""
     version: int = VERIFIER_VERSION
@@ -206,7 +256,7 @@ def reference_text(expected: Answer) -> str:
     """The expected answer as an agent would write it: a text that `verify` accepts."""
     match expected:
         case Number(value=value, decimals=decimals):
-            return f"{value:.{decimals}f}" if decimals is not None else repr(value)
+            return f"{literals.exact(value):.{decimals}f}" if decimals is not None else repr(float(value))
         case Integer(value=value):
             return str(value)
         case Boolean(value=value):
@@ -217,8 +267,9 @@ def reference_text(expected: Answer) -> str:
             return f"{label}:{reference_text(number)}"
         case ListOf(items=items):
             texts = [reference_text(item) for item in items]
-            plain = texts and not any(mark in text for text in texts for mark in ',;"[]\n')
-            return ", ".join(texts) if plain else msgspec.json.encode(texts).decode()
+            plain = ", ".join(texts)
+            reads_back = bool(texts and plain) and literals.split_list(plain, len(texts)) == texts
+            return plain if reads_back else json.dumps(texts, ensure_ascii=False)
         case Named(values=values):
             return ", ".join(f"@{name}[{reference_text(value)}]" for name, value in values.items())
         case NotApplicable():
@@ -243,7 +294,7 @@ def _matches(candidate: str, expected: Answer) -> bool:
         case Text(value=value, aliases=aliases):
             return literals.fold(candidate) in {literals.fold(text) for text in (value, *aliases)}
         case Date(value=value):
-            return literals.read_moment(candidate) == literals.read_moment(value)
+            return literals.is_moment(candidate, value)
         case Labelled(label=label, number=number):
             got_label, got_number = literals.split_label(candidate)
             return literals.fold(got_label) == literals.fold(label) and _number_matches(got_number, number)
@@ -265,7 +316,9 @@ def _tolerance(expected: Number) -> Decimal:
     # The slack keeps a true half, such as 0.125 rounded to 0.12 or 0.13, on the right side of float noise.
     slack = Decimal("1e-9") * max(value, Decimal("1e-6"))
     if expected.decimals is not None:
-        return Decimal(5).scaleb(-expected.decimals - 1) + min(slack, Decimal(1).scaleb(-expected.decimals - 3))
+        return Decimal(5).scaleb(-expected.decimals - 1) + min(
+            slack, Decimal(1).scaleb(-expected.decimals - 3)
+        )
     if expected.rel_tol is not None:
         return literals.exact(expected.rel_tol) * value + Decimal("1e-12") * value
     return Decimal("1e-9") * value
@@ -281,27 +334,40 @@ def _read_option(candidate: str, options: tuple[str, ...]) -> str:
 def _list_matches(texts: list[str], items: tuple[Answer, ...], ordered: bool) -> bool:
     if len(texts) != len(items):
         raise NotThisType(f"{len(texts)} items where {len(items)} were expected")
-    if ordered:
-        return all(_item_matches(text, item) for text, item in zip(texts, items, strict=True))
-    return _can_pair(texts, items)
+    in_order = all(_item_matches(text, item) for text, item in zip(texts, items, strict=True))
+    return in_order or (not ordered and _can_pair(texts, items))
 
 
 def _can_pair(texts: list[str], items: tuple[Answer, ...]) -> bool:
-    """Whether every text can be given an item of its own (augmenting paths: two items may accept one text)."""
-    fits = [[i for i, item in enumerate(items) if _item_matches(text, item)] for text in texts]
-    owner: dict[int, int] = {}
+    """Whether every text gets an item of its own (augmenting paths, for two items may accept one text)."""
 
-    def place(text: int, seen: set[int]) -> bool:
-        for item in fits[text]:
-            if item in seen:
-                continue
-            seen.add(item)
-            if item not in owner or place(owner[item], seen):
-                owner[item] = text
+    @cache
+    def fitting(text: str) -> list[int]:
+        return [i for i, item in enumerate(items) if _item_matches(text, item)]
+
+    owner: dict[int, int] = {}  # item -> the text that holds it
+    held: dict[int, int] = {}  # and back
+
+    def place(newcomer: int) -> bool:
+        asked_by: dict[int, int] = {}  # item -> the text that would take it
+        asking = [newcomer]
+        for text in asking:  # grows while it is walked: breadth first, so a long chain is no deep recursion
+            for item in fitting(texts[text]):
+                if item in asked_by:
+                    continue
+                asked_by[item] = text
+                if item in owner:
+                    asking.append(owner[item])
+                    continue
+                taken: int | None = item
+                while taken is not None:  # each text on the way takes what it asked for and leaves its own
+                    taker = asked_by[taken]
+                    left = held.get(taker)
+                    owner[taken], held[taker], taken = taker, taken, left
                 return True
         return False
 
-    return all(place(text, set()) for text in range(len(texts)))
+    return all(place(text) for text in range(len(texts)))
 
 
 def _item_matches(text: str, item: Answer) -> bool:
@@ -322,12 +388,30 @@ def _describe_number(expected: Number) -> str:
         within = f"within {Decimal(5).scaleb(-expected.decimals - 1)}"
         return f"{expected.value:.{expected.decimals}f}{_unit_suffix(expected.unit)} {within}"
     if expected.rel_tol:
-        return f"{expected.value:.12g}{_unit_suffix(expected.unit)} within {expected.rel_tol:.4%}"
+        return f"{expected.value:.12g}{_unit_suffix(expected.unit)} within {100 * expected.rel_tol:.4g}%"
     return f"{expected.value:.12g}{_unit_suffix(expected.unit)}"
 
 
 def _unit_suffix(unit: str | None) -> str:
     return "" if unit is None else unit if unit == "%" else f" {unit}"
+
+
+def _check_unit(unit: str | None) -> None:
+    if unit is not None and not literals.is_unit(unit):
+        raise ValueError(f"`unit` is a sign or word, such as '%' or 'kg', got {unit!r}")
+
+
+def _check_writable(answer: Answer) -> None:
+    """Refuse a definition that nobody could meet: its own text, as `reference_text` has it, must be right.
+
+    Raises:
+        ValueError: a name that `@name[value]` cannot hold, more than `MAX_ANSWER_CHARS`, ...
+    """
+    text = reference_text(answer)
+    if not verify(text, answer).correct:
+        raise ValueError(
+            f"no text can be this answer: {literals.shown(text)} would be read as something else"
+        )
 
 
 def from_data(data: Any) -> Answer:

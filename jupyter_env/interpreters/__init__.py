@@ -1,0 +1,16 @@
+"""Where an agent's code runs: one protocol, and the local Jupyter kernel behind it."""
+
+from jupyter_env.interpreters.base import CellResult, InfrastructureError, Interpreter, Status
+from jupyter_env.interpreters.kernel import KernelSettings, LocalKernel
+from jupyter_env.interpreters.output import OutputLimits, render_outputs
+
+__all__ = [
+    "CellResult",
+    "InfrastructureError",
+    "Interpreter",
+    "KernelSettings",
+    "LocalKernel",
+    "OutputLimits",
+    "Status",
+    "render_outputs",
+]
