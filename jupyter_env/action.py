@@ -58,9 +58,8 @@ def tool_schemas(require_comment: bool = False) -> list[dict[str, Any]]:
         require_comment: makes `comment` of execute_code required, for trace generation with models that
             otherwise call tools without a word.
     """
-    return [_tool_schema(ExecuteCode, required=["code", "comment"] if require_comment else ["code"])] + [
-        _tool_schema(FinalAnswer, required=["answer"])
-    ]
+    run = _tool_schema(ExecuteCode, required=["code", "comment"] if require_comment else ["code"])
+    return [run, _tool_schema(FinalAnswer, required=["answer"])]
 
 
 def _tool_schema(tool: type[msgspec.Struct], required: list[str]) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def parse_hermes(message: Message) -> Action:
 def _json_advice(text: str) -> str:
     if "</tool_call>" in text and text.count("</tool_call>") > 1:
         return " If the code holds the text </tool_call>, write it in two parts."
-    return " Write newlines in code as \\n and quotes as \\\"."
+    return ' Write newlines in code as \\n and quotes as \\".'
 
 
 _FENCE = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -174,9 +173,13 @@ def _action(name: object, arguments: object) -> Action:
         return Malformed(reason=f"there is no tool {_short(name)}; the tools are execute_code and final_answer")
     if not isinstance(arguments, dict):
         return Malformed(reason=f"the arguments of {name} are a JSON object, not {_short(arguments)}")
-    if name == "final_answer" and isinstance(arguments.get("answer"), int | float) and not isinstance(arguments["answer"], bool):
+    if (
+        name == "final_answer"
+        and isinstance(arguments.get("answer"), int | float)
+        and not isinstance(arguments["answer"], bool)
+    ):
         arguments = {**arguments, "answer": json.dumps(arguments["answer"])}
-    tool = ExecuteCode if name == "execute_code" else FinalAnswer
+    tool: type[ExecuteCode | FinalAnswer] = ExecuteCode if name == "execute_code" else FinalAnswer
     known = set(tool.__struct_fields__)
     if unknown := sorted(str(key) for key in arguments if key not in known):
         return Malformed(reason=f"{name} takes {', '.join(sorted(known))}, not {', '.join(unknown)}"[:500])
@@ -213,5 +216,8 @@ def tool_call(action: ExecuteCode | FinalAnswer, call_id: str | None = None) -> 
     arguments = {name: getattr(action, name) for name in action.__struct_fields__}
     if isinstance(action, ExecuteCode) and not action.comment:
         del arguments["comment"]
-    call: dict[str, Any] = {"type": "function", "function": {"name": action.__struct_config__.tag, "arguments": arguments}}
+    call: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": action.__struct_config__.tag, "arguments": arguments},
+    }
     return call if call_id is None else {"id": call_id, **call}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 from gymnasium.error import ResetNeeded
@@ -87,7 +87,7 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
         TaskError: the pool is empty.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium declares it so)
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
             info |= {"answer": record.answer, "reason": record.verdict.reason}
         return info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The conversation as text in render mode "ansi", else None."""
         if self.render_mode is None:
             return None

@@ -39,6 +39,7 @@ EPISODE_SCHEMA_VERSION = 1
 StopReason = Literal[
     "answered", "turn_limit", "time_limit", "output_limit", "kernel_lost", "agent_stopped", "infrastructure_error"
 ]
+StepStatus = Status | Literal["malformed", "answered"]
 OnInfrastructureError = Literal["retry", "raise", "nan"]
 
 SYSTEM_PROMPT = resource_files("jupyter_env").joinpath("prompts/system.txt").read_text(encoding="utf-8").strip()
@@ -128,7 +129,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """An answer was given."""
     truncated: bool
     """A budget is spent or the kernel is lost."""
-    status: Status | Literal["malformed", "answered"]
+    status: StepStatus
     """Of the cell, or of the message."""
 
 
@@ -246,14 +247,13 @@ class Episode:
         if isinstance(action, ExecuteCode):
             result = await self._run(action)
             if result is None:
-                return Step(observation="", reward=float("nan"), terminated=False, truncated=True, status="infrastructure_error")
+                failed: StepStatus = "infrastructure_error"
+                return Step(observation="", reward=float("nan"), terminated=False, truncated=True, status=failed)
             self._end_if_spent(result)
-            observation, status = result.text or "(no output)", result.status
-        else:
-            self.record.malformed_turns += 1
-            self._end_if_spent(None)
-            observation, status = f"Error: {action.reason}.\n{HOW_TO_CALL}", "malformed"
-        return self._observe(observation, status, stored)
+            return self._observe(result.text or "(no output)", result.status, stored)
+        self.record.malformed_turns += 1
+        self._end_if_spent(None)
+        return self._observe(f"Error: {action.reason}.\n{HOW_TO_CALL}", "malformed", stored)
 
     def _remember(self, message: Message, action: Action) -> Message:
         """Store the agent's message, its call in structured form where it was one."""
@@ -334,7 +334,7 @@ class Episode:
         elif result is not None and self._observed_chars + len(result.text) > self.budget.max_observation_chars:
             self._end("output_limit", 0.0)
 
-    def _observe(self, observation: str, status: Any, answered: Message) -> Step:
+    def _observe(self, observation: str, status: StepStatus, answered: Message) -> Step:
         """Give the observation to the model as the reply to its message."""
         left = self.budget.max_turns - self.record.turns
         if not self.done and left <= 2:
@@ -395,7 +395,8 @@ def _storable_calls(calls: Any, turn: int) -> list[dict[str, Any]]:
     stored = []
     for index, call in enumerate(calls if isinstance(calls, list) else []):
         call = call if isinstance(call, Mapping) else {}
-        function = call.get("function") if isinstance(call.get("function"), Mapping) else {}
+        given = call.get("function")
+        function: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             try:
@@ -404,6 +405,6 @@ def _storable_calls(calls: Any, turn: int) -> list[dict[str, Any]]:
                 arguments = {"malformed": arguments}
         if not isinstance(arguments, dict):
             arguments = {"malformed": arguments}
-        function = {"name": str(function.get("name") or "unknown"), "arguments": arguments}
-        stored.append({"id": str(call.get("id") or f"call_{turn}_{index}"), "type": "function", "function": function})
+        storable = {"name": str(function.get("name") or "unknown"), "arguments": arguments}
+        stored.append({"id": str(call.get("id") or f"call_{turn}_{index}"), "type": "function", "function": storable})
     return stored

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 
-from jupyter_env.answer import Answer, describe
+from jupyter_env.answer import Answer
 
 if TYPE_CHECKING:
     from jupyter_env.tasksets.procedural import Execute
@@ -332,7 +332,8 @@ def _read_jsonl(path: Path) -> Iterator[Task]:
             try:
                 row = msgspec.json.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise TaskError(f"{path}, line {number}: expected one JSON object, got {line[:60]!r} ({error})") from None
+                problem = f"expected one JSON object, got {line[:60]!r} ({error})"
+                raise TaskError(f"{path}, line {number}: {problem}") from None
             yield _to_task(row, f"{path}, line {number}")
 
 
@@ -343,7 +344,8 @@ def _from_rows(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Task]:
                 try:
                     row[field] = msgspec.json.decode(row[field])
                 except msgspec.DecodeError as error:
-                    raise TaskError(f"{name}, row {number}: `{field}` is JSON, got {row[field][:60]!r} ({error})") from None
+                    problem = f"`{field}` is JSON, got {row[field][:60]!r} ({error})"
+                    raise TaskError(f"{name}, row {number}: {problem}") from None
         yield _to_task(row, f"{name}, row {number}")
 
 
@@ -372,7 +374,8 @@ def _datasets_library() -> Any:
     try:
         import datasets
     except ImportError:
-        raise TaskError("Parquet files and hub ids need the library `datasets`: pip install 'jupyter-env[datasets]'") from None
+        advice = "Parquet files and hub ids need the library `datasets`: pip install 'jupyter-env[datasets]'"
+        raise TaskError(advice) from None
     return datasets
 
 
@@ -380,14 +383,3 @@ def _hub_data(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(repository, repo_type="dataset", allow_patterns="data/*")) / "data"
-
-
-def summary(task: Task) -> dict[str, str]:
-    """A task as a few short texts for tables in a terminal, without the answer's value hidden from its owner."""
-    return {
-        "id": task.id,
-        "level": task.level,
-        "dataset": task.dataset,
-        "question": task.question,
-        "answer": describe(task.answer),
-    }

@@ -83,7 +83,9 @@ class LocalKernel:
         assert self._channels is not None and self._exit is not None
         ready = asyncio.ensure_future(self._channels.wait_until_ready())
         try:
-            await asyncio.wait({ready, self._exit}, timeout=self._settings.start_timeout_s, return_when="FIRST_COMPLETED")
+            await asyncio.wait(
+                {ready, self._exit}, timeout=self._settings.start_timeout_s, return_when="FIRST_COMPLETED"
+            )
             if not ready.done():
                 raise InfrastructureError(self._why_not_started())
             ready.result()
@@ -96,7 +98,14 @@ class LocalKernel:
         connection_file = str(folder / "run" / "kernel.json")
         write_connection_file(connection_file, transport="ipc", ip=str(folder / "run" / "k"))
         self._process = KernelProcess(
-            [self._settings.python, "-m", "ipykernel_launcher", "-f", connection_file, "--HistoryManager.enabled=False"],
+            [
+                self._settings.python,
+                "-m",
+                "ipykernel_launcher",
+                "-f",
+                connection_file,
+                "--HistoryManager.enabled=False",
+            ],
             env=_environment(folder, self._settings.python),
             cwd=folder / "work",
             stderr=folder / "run" / "stderr",
@@ -118,7 +127,9 @@ class LocalKernel:
         """See `Interpreter.run_cell`."""
         started = time.monotonic()
         if self._channels is None or self._exit is None or self._exit.done():
-            return CellResult(status="kernel_died", outputs=[], text="The kernel is not running.", duration_s=0, alive=False)
+            return CellResult(
+                status="kernel_died", outputs=[], text="The kernel is not running.", duration_s=0, alive=False
+            )
         cell = _Cell(await self._channels.execute(code), self._settings.max_output_bytes)
         reading = asyncio.ensure_future(self._read(cell))
         try:
@@ -127,7 +138,11 @@ class LocalKernel:
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
-        alive = status not in ("kernel_died", "infrastructure_error") and self._process is not None and not self._exit.done()
+        alive = (
+            status not in ("kernel_died", "infrastructure_error")
+            and self._process is not None
+            and not self._exit.done()
+        )
         text = render_outputs(cell.outputs, self._settings.limits)
         return CellResult(
             status=status,
@@ -147,13 +162,21 @@ class LocalKernel:
         if self._exit.done():
             return "kernel_died", f"The kernel died ({_exit_text(self._exit.result())}). All variables are lost."
         await self.interrupt()
-        await asyncio.wait({reading, self._exit}, timeout=self._settings.interrupt_grace_s, return_when="FIRST_COMPLETED")
+        await asyncio.wait(
+            {reading, self._exit}, timeout=self._settings.interrupt_grace_s, return_when="FIRST_COMPLETED"
+        )
         if reading.done():
-            return "timeout", f"The cell was interrupted at its limit of {timeout_s:g} s. Variables set before are kept."
+            return (
+                "timeout",
+                f"The cell was interrupted at its limit of {timeout_s:g} s. Variables set before are kept.",
+            )
         assert self._process is not None
         self._process.kill()
         await self._exit
-        return "timeout", f"The cell ran past its limit of {timeout_s:g} s and did not react to an interrupt; the kernel was killed."
+        return (
+            "timeout",
+            f"The cell ran past its limit of {timeout_s:g} s and did not react to an interrupt; the kernel was killed.",
+        )
 
     async def _read(self, cell: _Cell) -> None:
         """Read both sockets until the cell's reply and its last output are in."""
@@ -214,7 +237,14 @@ class _Cell:
         """Add an iopub message; beyond the room for outputs it is counted and not decoded."""
         if message.kind == "status":
             self.idle = message.content().get("execution_state") == "idle"
-        elif message.kind in ("stream", "display_data", "execute_result", "error", "update_display_data", "clear_output"):
+        elif message.kind in (
+            "stream",
+            "display_data",
+            "execute_result",
+            "error",
+            "update_display_data",
+            "clear_output",
+        ):
             size = len(message.raw_content)
             if size > self._room and message.kind != "error":
                 self.dropped_bytes += size
@@ -235,12 +265,20 @@ class _Cell:
         if kind == "stream":
             self._add_stream(content["name"], content["text"])
         elif kind == "error":
-            self.outputs.append({"output_type": "error", **{key: content[key] for key in ("ename", "evalue", "traceback")}})
+            self.outputs.append(
+                {"output_type": "error", **{key: content[key] for key in ("ename", "evalue", "traceback")}}
+            )
         elif kind == "execute_result":
-            result = {"data": content["data"], "metadata": content["metadata"], "execution_count": content["execution_count"]}
+            result = {
+                "data": content["data"],
+                "metadata": content["metadata"],
+                "execution_count": content["execution_count"],
+            }
             self.outputs.append({"output_type": "execute_result", **result})
         else:
-            self.outputs.append({"output_type": "display_data", "data": content["data"], "metadata": content["metadata"]})
+            self.outputs.append(
+                {"output_type": "display_data", "data": content["data"], "metadata": content["metadata"]}
+            )
 
     def _add_stream(self, name: Literal["stdout", "stderr"], text: str) -> None:
         last = self.outputs[-1] if self.outputs else {}
@@ -269,7 +307,7 @@ def _make_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="jupyter-env-"))
     if len(str(folder)) > 80:  # a socket's path has at most 107 bytes
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="jupyter-env-", dir="/tmp"))  # noqa: S108
+        folder = Path(tempfile.mkdtemp(prefix="jupyter-env-", dir="/tmp"))
     for name in ("work", "run", "home", "tmp"):
         (folder / name).mkdir()
     (folder / "work" / "data").mkdir()

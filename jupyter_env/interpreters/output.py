@@ -95,7 +95,9 @@ def _error_text(error: dict[str, Any], limits: OutputLimits) -> str:
     headline = f"{name}: {value}" if value else name
     first, *more = headline.split("\n")
     half = max(limits.max_chars // 4, 100)
-    summary = shorten("\n".join([_cut_line(first, half), *more]), msgspec.structs.replace(limits, max_chars=max(2 * half, 200)))
+    summary = shorten(
+        "\n".join([_cut_line(first, half), *more]), msgspec.structs.replace(limits, max_chars=max(2 * half, 200))
+    )
     frames = _clean("\n".join(map(str, error.get("traceback", [])))).rstrip()
     frames = frames.removesuffix(headline.rstrip()).rstrip()
     if not frames:

@@ -24,7 +24,9 @@ class KernelProcess:
         OSError: it cannot be started.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, stderr: Path, max_memory_bytes: int) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, stderr: Path, max_memory_bytes: int
+    ) -> None:
         self._mark = env[MARK]
         with stderr.open("wb") as log:
             self._process = subprocess.Popen(
@@ -44,12 +46,12 @@ class KernelProcess:
         """The exit code (negative: the signal that ended it), once it has ended."""
         pidfd = _open_pidfd(self.pid) if self._process.poll() is None else None
         if pidfd is None:
-            while (code := self._process.poll()) is None:
+            while (code := self._process.poll()) is None:  # noqa: ASYNC110 (there is nothing to await)
                 await asyncio.sleep(0.05)
             return code
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
-        loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+        loop.add_reader(pidfd, _resolve, ended)
         try:
             await ended
         finally:
@@ -91,6 +93,11 @@ class KernelProcess:
             return process.environ().get(MARK) == self._mark
         except psutil.Error:
             return False
+
+
+def _resolve(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -21,7 +21,6 @@ T = TypeVar("T")
 MIN_SELECTION = 5
 """A statistic of fewer rows than this is a question about single values."""
 
-
 TOO_FEW = "selection too small or no selection"
 """A reason to reject, for checks."""
 
@@ -197,7 +196,7 @@ def _date_condition(schema: Schema, rng: Random, column: str, cell: str) -> tupl
         return f"{name} is in the year {year} or later", f"{cell}.dt.year >= {year}"
     if way == "month":
         return f"{name} is in {calendar.month_name[month]} (of any year)", f"{cell}.dt.month == {month}"
-    last = rng.choice([later for later in (*months, 12) if later >= month])
+    last = pick(rng, [later for later in months if later > month])
     words = f"{calendar.month_name[month]} to {calendar.month_name[last]} (both included, of any year)"
     return f"{name} is in {words}", f"{cell}.dt.month.between({month}, {last})"
 
@@ -220,8 +219,8 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "mean": ("mean", "average"),
     "median": ("median",),
     "std": ("sample standard deviation",),
-    "max": ("maximum", "largest value"),
-    "min": ("minimum", "smallest value"),
+    "max": ("maximum",),
+    "min": ("minimum",),
     "sum": ("total", "sum"),
 }
 """Name of the pandas method, and words for it."""

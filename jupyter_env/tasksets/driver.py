@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 Execute = Callable[[str], str]
-"""Runs Python code in a kernel whose working folder holds the tables below `data/`, and returns what it printed.
+"""Runs Python code in a kernel whose working folder holds the tables at `data/<path>`.
 
-Raises on an error in the code or in the kernel."""
+Returns what the code printed; raises on an error in the code or in the kernel."""
 
 BATCH_SIZE = 250
 

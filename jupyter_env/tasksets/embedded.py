@@ -1,7 +1,8 @@
 """What is known about the embedded tables: licence, the noun for a row, columns in words.
 
-Licences are those the shipping package states for the data: a `COPYRIGHT` note in statsmodels, the description in
-vega_datasets, the README of palmerpenguins, and the UCI repository for what scikit-learn copies from there.
+Licences are those the shipping package states for the data: a `COPYRIGHT` note in statsmodels, the
+description in vega_datasets, the README of palmerpenguins; and those of the UCI repository for what
+scikit-learn copies from there.
 """
 
 from __future__ import annotations

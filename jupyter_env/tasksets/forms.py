@@ -51,10 +51,8 @@ def one_of(options: Sequence[str], guidelines: str) -> Form:
 
 def date(precision: Literal["year", "month", "day", "minute"]) -> Form:
     """A date as precise as stated."""
-    pattern = {"year": "YYYY", "month": "YYYY-MM", "day": "YYYY-MM-DD", "minute": "YYYY-MM-DDTHH:MM"}[
-        precision
-    ]
-    return Form(f"Answer in the form {pattern}.", lambda text: Date(value=text))
+    length = {"year": 4, "month": 7, "day": 10, "minute": 16}[precision]
+    return Form(f"Answer in the form {'YYYY-MM-DDTHH:MM'[:length]}.", lambda text: Date(value=text))
 
 
 def separator(names: Sequence[str]) -> str:

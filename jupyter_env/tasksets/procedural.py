@@ -1,8 +1,8 @@
-"""A seeded generator of tasks over tables: questions in many families, answered by running their reference code.
+"""A seeded generator of tasks over tables: questions in many families, answered by running reference code.
 
 The generator draws drafts evenly over levels, families and tables, runs their code with the `execute` it is
-handed, reads each answer from what the code printed, and keeps the drafts that make a fair task. What it refuses
-it counts by reason. The same tables, `n`, seed and library versions give the same tasks.
+handed, reads each answer from what the code printed, and keeps the drafts that make a fair task. What it
+refuses it counts by reason. The same tables, `n`, seed and library versions give the same tasks.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 _DRAWS_PER_DRAFT = 12
 """Draws before a family is taken not to fit a table."""
-_BARREN_ROUNDS = 3
-"""Rounds without a new task after which a family is done with a table."""
+_MAX_MISSES = 40
+"""Drafts in a row without a new task after which a family is done with a table."""
+_MAX_ORDERS = 60
+"""Drafts of one family on one table in a round, so that a pair that ran dry is noticed soon."""
 _LARGEST_SHARE = 1 / 3
 """Of a cell's tasks that may have one answer, so that guessing the likeliest answer does not pay."""
 
@@ -71,7 +73,11 @@ def generate_with_report(
     schemas = read_schemas(list(tables), data_root)
     files = {table.path: DataFile.of(table.path, data_root) for table in tables}
     search = _Search(execute=execute, files=files)
-    cells = [_Cell(family, schema, seed) for family in FAMILIES for schema in schemas]
+    cells = [
+        _Cell(family, schema, seed)
+        for family in FAMILIES
+        for schema in Random(f"{seed} {family.name}").sample(schemas, len(schemas))
+    ]
     _fill(_by_family(cells, n), search)
     # Families that ran dry leave a gap for the others of their level, and a level for the other levels.
     _fill([(_of_level(cells, level), math.ceil(n / len(LEVELS))) for level in LEVELS], search)
@@ -84,11 +90,7 @@ def generate_with_report(
             f"asked for {n} tasks; these {len(tables)} tables gave {sum(quotas.values())} distinct ones. "
             f"Ask for fewer or add tables. Refused: {dict(search.rejected.most_common())}"
         )
-    chosen = [
-        task
-        for level in LEVELS
-        for task in _spread([c for c in cells if c.family.level == level], quotas[level])
-    ]
+    chosen = [task for level in LEVELS for task in _spread(_of_level(cells, level), quotas[level])]
     Random(f"{seed} order").shuffle(chosen)
     return Generation(chosen, dict(search.rejected.most_common()))
 
@@ -103,11 +105,11 @@ class _Cell:
     tasks: list[Task] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     draws: int = 0
-    barren: int = 0
+    misses: int = 0
 
     @property
     def alive(self) -> bool:
-        return self.barren < _BARREN_ROUNDS
+        return self.misses < _MAX_MISSES
 
     def draw(self) -> Draft | None:
         """The next draft; None if a dozen draws in a row gave none."""
@@ -129,6 +131,8 @@ class _Search:
     files: dict[str, DataFile]
     rejected: Counter[str] = field(default_factory=Counter)
     seen: set[str] = field(default_factory=set)
+    orders: Counter[str] = field(default_factory=Counter)
+    """Drafts ordered so far of each table."""
 
 
 def _of_level(cells: list[_Cell], level: Level) -> list[_Cell]:
@@ -155,11 +159,13 @@ def _fill(wants: list[tuple[list[_Cell], int]], search: _Search) -> None:
         orders: list[_Cell] = []
         for cells, wanted in wants:
             short = wanted - sum(len(cell.tasks) for cell in cells)
-            alive = sorted((cell for cell in cells if cell.alive), key=lambda cell: len(cell.tasks))
-            # Half as many again as are short, since some are refused; the emptiest cells first.
-            orders += [
-                cell for _, cell in zip(range(math.ceil(1.5 * short)), itertools.cycle(alive), strict=False)
-            ]
+            # Half as many again as are short, since some are refused; the emptiest cells and tables first.
+            alive = [cell for cell in cells if cell.alive]
+            alive.sort(key=lambda cell: (len(cell.tasks), search.orders[cell.schema.table.path]))
+            count = min(math.ceil(1.5 * short), _MAX_ORDERS * len(alive))
+            chosen = list(itertools.islice(itertools.cycle(alive), max(count, 0)))
+            search.orders.update(cell.schema.table.path for cell in chosen)
+            orders += chosen
         if not orders:
             return
         _one_round(orders, search)
@@ -168,12 +174,12 @@ def _fill(wants: list[tuple[list[_Cell], int]], search: _Search) -> None:
 def _one_round(orders: list[_Cell], search: _Search) -> None:
     """One draft for each order of a cell, run and screened."""
     drafts: list[tuple[_Cell, Draft]] = []
-    for cell in dict.fromkeys(orders):
-        cell.barren += 1  # until a task is kept
     for cell in orders:
         draft = cell.draw()
         if draft is None:
+            cell.misses = _MAX_MISSES
             continue
+        cell.misses += 1  # until a task is kept
         if not {draft.code, draft.question}.isdisjoint(search.seen):
             search.rejected["duplicate"] += 1
             continue
@@ -200,7 +206,7 @@ def _accept(cell: _Cell, draft: Draft, printed: str, search: _Search) -> str | N
     table = cell.schema.table
     paths = (table.path, *draft.others)
     cell.answers[text] += 1
-    cell.barren = 0
+    cell.misses = 0
     cell.tasks.append(
         Task(
             id=_task_id(cell.family, paths, draft),

@@ -148,6 +148,7 @@ def _write_csv(frame: Any, path: Path) -> None:
 
 def _embedded() -> Iterator[tuple[Table, Any]]:
     """All embedded tables. Left out: those whose package states no licence or reserves all rights."""
+    # Here, since that module needs Table of this one.
     from jupyter_env.tasksets.embedded import EMBEDDED
 
     loaders: dict[str, Callable[[str], Any]] = {

@@ -26,10 +26,11 @@ def imputed_statistic(schema: Schema, rng: Random) -> Draft:
     measure = pick(rng, [column for column in schema.measures if schema.has_missing(column)])
     group = pick(rng, schema.groups)
     filler = rng.choice(("median", "mean"))
-    method, word = drafts.pick_statistic(schema, rng, measure, ("mean", "std", "median"))
+    method, word = drafts.pick_statistic(schema, rng, measure, ("mean", "std"))
     selection = select(schema, rng, rng.choice((0, 1)), measure, group)
     part, rows, name = selection.frame, selection.rows, schema.say(measure)
     places = schema.decimals(measure) + 1
+    changed = f"abs(value - {part}[{measure!r}].{method}()) > {2 * 10**-places}"
     return Draft(
         question=ask(
             rng,
@@ -45,7 +46,7 @@ def imputed_statistic(schema: Schema, rng: Random) -> Draft:
                 "the "
                 f"same `{group}`, computed from these rows?",
             ],
-            f"Leave out rows whose `{measure}` cannot be filled, such as those without a `{group}`.",
+            f"Leave out rows whose `{measure}` cannot be filled, such as those with no `{group}`.",
             missing_notes(schema, grouped=selection.columns),
         ),
         form=forms.number(places),
@@ -57,7 +58,11 @@ def imputed_statistic(schema: Schema, rng: Random) -> Draft:
             f"value = filled.{method}()",
             f'print(f"{{value:.{places}f}}")',
         ),
-        checks=(*selection.checks, ("no missing values to treat", f"{part}[{measure!r}].isna().any()")),
+        checks=(
+            *selection.checks,
+            ("no missing values to treat", f"{part}[{measure!r}].isna().any()"),
+            ("the treatment changes nothing", changed),
+        ),
     )
 
 

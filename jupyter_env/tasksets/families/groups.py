@@ -78,10 +78,8 @@ def group_gap(schema: Schema, rng: Random) -> Draft:
         code = "abs(first - second)"
         bodies = [
             f"by how much do the {word}s of {name} for {first} and for {second} differ{among}?",
-            f"what is the absolute difference between the {word} of {name} for {first} and for "
-            f"{second}{among}?",
-            f"compare {first} with {second}{among}: how far apart are their {word}s of {name}, as an "
-            "absolute number?",
+            f"what is the absolute difference between the {word} of {name} for {first} and for {second}{among}?",
+            f"compare {first} with {second}{among}: how far apart are their {word}s of {name}, as an absolute number?",
         ]
     return Draft(
         question=ask(rng, schema, bodies, missing_notes(schema, [measure], selection.columns)),
@@ -124,8 +122,7 @@ def top_groups(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"which {k} values of `{group}` have the {extreme} {word} of {name} over the {rows}, "
-                f"{order}?",
+                f"which {k} values of `{group}` have the {extreme} {word} of {name} over the {rows}, {order}?",
                 f"rank the values of `{group}` by their {word} of {name} over the {rows} and list "
                 f"the {extreme} {k}, {order}.",
                 f"group the {rows} by `{group}`, take the {word} of {name}, and name the {k} "
@@ -160,8 +157,7 @@ def labelled_group(schema: Schema, rng: Random) -> Draft:
             schema,
             [
                 f"which `{group}` has the {extreme} {word} of {name} over the {rows}, and how much is it?",
-                f"name the `{group}` with the {extreme} {word} of {name} for the {rows}, together "
-                f"with that {word}.",
+                f"name the `{group}` with the {extreme} {word} of {name} for the {rows}, together with that {word}.",
                 f"after grouping the {rows} by `{group}`, where is the {word} of {name} {extreme}, "
                 "and what is its value there?",
             ],
@@ -206,9 +202,7 @@ def groups_beyond_overall(schema: Schema, rng: Random) -> Draft:
             ],
             "The overall figure is that of all these rows, not the one of the groups' figures.",
             missing_notes(schema, [measure], [group, *selection.columns]),
-            f"Rows with a missing `{group}` do count in the overall figure."
-            if schema.has_missing(group)
-            else "",
+            f"Rows with a missing `{group}` do count in the overall figure." if schema.has_missing(group) else "",
         ),
         form=forms.list_of_names(schema, group, ordered=False),
         code=script(

@@ -38,15 +38,13 @@ def pivot_cell(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"which combination of `{one}` and `{two}` has the {extreme} {word} of {name} over the "
-                f"{rows}?",
+                f"which combination of `{one}` and `{two}` has the {extreme} {word} of {name} over the {rows}?",
                 f"pivot the {rows} to a table with `{one}` as rows, `{two}` as columns and the {word} of "
                 f"{name} in "
                 f"the cells. Which cell is {extreme}?",
                 f"for which pair of `{one}` and `{two}` is the {word} of {name} over the {rows} {extreme}?",
             ],
-            f"Answer with the `{one}` and then the `{two}`. Only pairs with at least 2 non-missing values "
-            "count.",
+            f"Answer with the `{one}` and then the `{two}`. Only pairs with at least 2 non-missing values count.",
             missing_notes(schema, grouped=[one, two, *selection.columns]),
         ),
         form=forms.list_of_texts(_pair_mark(schema, one, two), True, "Values are written as in the table."),
@@ -71,9 +69,7 @@ def melted_column(schema: Schema, rng: Random) -> Draft:
     "them."""
     if len(schema.wide) < 3:
         raise Unfit
-    columns = sorted(
-        rng.sample(schema.wide, rng.randint(3, len(schema.wide))), key=list(schema.frame.columns).index
-    )
+    columns = sorted(rng.sample(schema.wide, rng.randint(3, len(schema.wide))), key=list(schema.frame.columns).index)
     selection = select(schema, rng, rng.choice((0, 1, 1)), *columns)
     part, rows = selection.frame, selection.rows
     names = ", ".join(f"`{column}`" for column in columns)
@@ -101,7 +97,8 @@ def melted_column(schema: Schema, rng: Random) -> Draft:
             f"compare {names} within each of the {rows}. Which column has the {extreme} value in most rows?",
         ]
         form = forms.one_of(columns, "Give the name of the column and nothing else.")
-        clear = f"clear_ranks(wins, 1) and not ({part}[{columns!r}].rank(axis=1, ascending={not largest}) == 1.5).any(axis=None)"
+        first = f"{part}[{columns!r}].rank(axis=1, method='min', ascending={not largest}) == 1"
+        clear = f"clear_ranks(wins, 1) and (({first}).sum(axis=1) <= 1).all()"
         lines = [
             f"winners = {part}[{columns!r}].dropna().{call}(axis=1)",
             "wins = winners.value_counts()",
@@ -184,8 +181,7 @@ def joined_tables(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"inner-join the {rows} of the first table with the second, matching {key}; "
-                f"{rng.choice(aims)}",
+                f"inner-join the {rows} of the first table with the second, matching {key}; {rng.choice(aims)}",
                 f"match the {rows} of the first table with the rows of the second by {key}, keeping only "
                 "rows with a "
                 f"partner; {rng.choice(aims)}",

@@ -54,8 +54,7 @@ def quantile_count(schema: Schema, rng: Random) -> Draft:
             *selection.checks,
             (
                 TIES,
-                f"((df[{measure!r}] - limit).abs() > 1e-9 * abs(limit)).all() or limit in "
-                f"set(df[{measure!r}])",
+                f"((df[{measure!r}] - limit).abs() > 1e-9 * abs(limit)).all() or limit in set(df[{measure!r}])",
             ),
         ),
     )
@@ -77,8 +76,7 @@ def weighted_mean(schema: Schema, rng: Random) -> Draft:
             schema,
             [
                 f"what is the mean of {name}, weighted by {schema.say(weight)}, over the {rows}?",
-                f"compute the weighted mean of {name} for the {rows}, with {schema.say(weight)} as the "
-                "weights.",
+                f"compute the weighted mean of {name} for the {rows}, with {schema.say(weight)} as the weights.",
                 f"weighting each row by {schema.say(weight)}, what is the average of {name} over the {rows}?",
             ],
             f"Leave out rows in which `{measure}` or `{weight}` is missing." if gaps else "",
@@ -147,8 +145,9 @@ def score_within_group(schema: Schema, rng: Random) -> Draft:
     group, measure = pick(rng, schema.groups), pick(rng, schema.measures)
     selection = select(schema, rng, rng.choice((0, 1, 1)), group, measure)
     part, rows, name = selection.frame, selection.rows, schema.say(measure)
-    steps = f"standardise {name} of the {rows} within each `{group}` (group mean, sample standard deviation of the group)"
-    scale = f"its own `{group}` group (z-score with the group's mean and sample standard deviation)"
+    how = "with the group's mean and sample standard deviation"
+    steps = f"standardise {name} of the {rows} within each `{group}` ({how})"
+    scale = f"the `{group}` group of the row (z-score {how})"
     lines = [
         f"groups = {part}.groupby({group!r})[{measure!r}]",
         f"scores = ({part}[{measure!r}] - groups.transform('mean')) / groups.transform('std')",

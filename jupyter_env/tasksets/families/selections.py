@@ -6,6 +6,7 @@ from random import Random
 
 from jupyter_env.tasksets import drafts, forms
 from jupyter_env.tasksets.drafts import (
+    TIES,
     TOO_FEW,
     Draft,
     Family,
@@ -138,7 +139,8 @@ def extreme_row(schema: Schema, rng: Random) -> Draft:
         ),
         checks=(
             *selection.checks,
-            ("ambiguous: ties or near ties", f"clear_ranks({part}[{measure!r}], 1, {largest})"),
+            (TOO_FEW, f"{part}[{measure!r}].count() >= 10"),
+            (TIES, f"clear_ranks({part}[{measure!r}], 1, {largest})"),
         ),
         answered=label,
     )
@@ -146,7 +148,8 @@ def extreme_row(schema: Schema, rng: Random) -> Draft:
 
 def distinct_count(schema: Schema, rng: Random) -> Draft:
     """How many distinct names come among the selected rows."""
-    column = pick(rng, [*schema.groups, *schema.years])
+    repeated = [column for column in schema.years if not schema.frame[column].is_unique]
+    column = pick(rng, [*schema.groups, *repeated])
     selection = select(schema, rng, rng.choice((1, 2)), column)
     part = selection.frame
     rows = selection.rows
@@ -164,9 +167,7 @@ def distinct_count(schema: Schema, rng: Random) -> Draft:
             missing_notes(schema, grouped=selection.columns),
         ),
         form=forms.integer(),
-        code=script(
-            load(schema, *selection.columns), selection.lines, f"print({part}[{column!r}].nunique())"
-        ),
+        code=script(load(schema, *selection.columns), selection.lines, f"print({part}[{column!r}].nunique())"),
         checks=(
             *selection.checks,
             ("answer trivial", f"{part}[{column!r}].nunique() < df[{column!r}].nunique()"),
@@ -228,9 +229,7 @@ def several_statistics(schema: Schema, rng: Random) -> Draft:
     chosen = sorted(rng.sample(list(figures), 3), key=list(figures).index)
     listed = "; ".join(f"`{key}`, {figures[key][0]}" for key in chosen)
     pairs = [
-        f"@{key}[{{{figures[key][1]}:.{figures[key][2]}f}}]"
-        if figures[key][2]
-        else f"@{key}[{{{figures[key][1]}}}]"
+        f"@{key}[{{{figures[key][1]}:.{figures[key][2]}f}}]" if figures[key][2] else f"@{key}[{{{figures[key][1]}}}]"
         for key in chosen
     ]
     return Draft(

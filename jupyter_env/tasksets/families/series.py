@@ -27,9 +27,7 @@ def rolling_extreme(schema: Schema, rng: Random) -> Draft:
     clock, measure = pick(rng, schema.clocks()), pick(rng, schema.measures)
     selection, whose = _one_series(schema, rng, clock.within)
     series_length = len(schema.frame) if clock.within is None else _shortest(schema, clock.within)
-    window = pick(
-        rng, [k for k in (3, 4, 5, 6, 7, 8, 10, 12, 14, 21, 24, 30, 48, 90) if 4 * k <= series_length]
-    )
+    window = pick(rng, [k for k in (3, 4, 5, 6, 7, 8, 10, 12, 14, 21, 24, 30, 48, 90) if 4 * k <= series_length])
     method, word = rng.choice((("mean", "mean"), ("median", "median"), ("std", "sample standard deviation")))
     largest = rng.random() < 0.5
     extreme, call = ("highest", "max") if largest else ("lowest", "min")
@@ -37,9 +35,7 @@ def rolling_extreme(schema: Schema, rng: Random) -> Draft:
     gaps = schema.has_missing(measure)
     form, printed = forms.written_label(schema, clock.column, cell=f"rolling.idx{call}()")
     if rng.random() < 0.5:
-        question_end = (
-            f"on which `{clock.column}` does the window end in which the rolling {word} is {extreme}?"
-        )
+        question_end = f"on which `{clock.column}` does the window end in which the rolling {word} is {extreme}?"
         last = f"print({printed})"
     else:
         question_end = f"what is the {extreme} value of the rolling {word}?"
@@ -110,8 +106,7 @@ def monthly_change(schema: Schema, rng: Random) -> Draft:
                 "month is the "
                 f"{move} from the preceding calendar month largest?",
             ],
-            "Compare only with the directly preceding calendar month, and only where both months have "
-            "values.",
+            "Compare only with the directly preceding calendar month, and only where both months have values.",
             missing_notes(schema, [measure], selection.columns),
         ),
         form=forms.date("month"),
@@ -152,7 +147,7 @@ def calendar_pattern(schema: Schema, rng: Random) -> Draft:
     method, word = drafts.pick_statistic(schema, rng, measure, ("mean", "median", "std"))
     stamps = schema.frame[clock]
     ways = ["month"]
-    if stamps.dt.dayofweek.nunique() == 7 and stamps.dt.day.nunique() > 27:
+    if stamps.dt.day_of_week.nunique() == 7 and stamps.dt.day.nunique() > 27:
         ways.append("weekday")
     if stamps.dt.hour.nunique() == 24:
         ways.append("hour")
@@ -180,8 +175,7 @@ def calendar_pattern(schema: Schema, rng: Random) -> Draft:
             schema,
             [
                 f"which {unit}, by `{clock}`, has the {extreme} {word} of {name} over the {rows}?",
-                f"group the {rows} by the {unit} of `{clock}`. For which one is the {word} of {name} "
-                f"{extreme}?",
+                f"group the {rows} by the {unit} of `{clock}`. For which one is the {word} of {name} {extreme}?",
                 f"over the {rows}, on which {unit} of `{clock}` is the {word} of {name} {extreme}?",
             ],
             missing_notes(schema, [measure], selection.columns),
@@ -208,9 +202,7 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 
 def seasonal_anomaly(schema: Schema, rng: Random) -> Draft:
     """The date that departs most from what is normal for its calendar month."""
-    clocks = [
-        clock.column for clock in schema.clocks() if clock.within is None and clock.column in schema.dates
-    ]
+    clocks = [clock.column for clock in schema.clocks() if clock.within is None and clock.column in schema.dates]
     fine = [column for column in clocks if schema.frame[column].dt.month.nunique() == 12]
     clock, measure = pick(rng, fine), pick(rng, schema.measures)
     selection = select(schema, rng, rng.choice((0, 1, 1)), measure)

@@ -106,9 +106,7 @@ def two_stages(schema: Schema, rng: Random) -> Draft:
             ],
             "All figures are taken over single rows, not over group figures.",
             missing_notes(schema, gaps, [group, *selection.columns]),
-            f"Rows with a missing `{group}` do count in the overall figure."
-            if schema.has_missing(group)
-            else "",
+            f"Rows with a missing `{group}` do count in the overall figure." if schema.has_missing(group) else "",
         ),
         form=form,
         code=script(
@@ -129,8 +127,7 @@ def two_stages(schema: Schema, rng: Random) -> Draft:
             ),
             (
                 TIES,
-                f"((of_groups.dropna() - {part}[{one!r}].{choose}()).abs() > 1e-9 * "
-                "of_groups.abs().max()).all()",
+                f"((of_groups.dropna() - {part}[{one!r}].{choose}()).abs() > 1e-9 * of_groups.abs().max()).all()",
             ),
         ),
     )
@@ -139,9 +136,7 @@ def two_stages(schema: Schema, rng: Random) -> Draft:
 def cumulative_share(schema: Schema, rng: Random) -> Draft:
     """How many of the largest groups, or rows, make up a share of the total."""
     measure = pick(rng, schema.totals)
-    group = pick(
-        rng, [column for column in [*schema.groups, *schema.years] if len(schema.values(column)) >= 5]
-    )
+    group = pick(rng, [column for column in [*schema.groups, *schema.years] if len(schema.values(column)) >= 5])
     share = rng.choice((25, 30, 40, 50, 60, 70, 75, 80, 90, 95))
     selection = select(schema, rng, rng.choice((0, 1, 1)), group, measure)
     rows, name = selection.rows, schema.say(measure)

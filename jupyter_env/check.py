@@ -1,0 +1,128 @@
+"""Is a task sound? Its reference solution must earn the reward, twice, and cheap answers must not."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from jupyter_env.answer import Boolean, Choice, ListOf, Named, NotApplicable, describe, reference_text, verify
+from jupyter_env.interpreters import InfrastructureError, KernelSettings, LocalKernel
+from jupyter_env.interpreters.executor import printed
+from jupyter_env.literals import fold, shown
+from jupyter_env.task import Task, TaskDataError, TaskPool
+
+CHEAP_ANSWERS = ("", "0", "1", "yes", "no", "True", "nan", "None", "unknown", "Not Applicable")
+
+
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the checks of one task found."""
+
+    task_id: str
+    problems: list[str]
+    """Each makes the task unfit for training."""
+    notes: list[str]
+    """What could not be checked, and weaknesses that lie in the type of answer: a yes or no is easily guessed."""
+
+    @property
+    def sound(self) -> bool:
+        """No problems."""
+        return not self.problems
+
+
+async def check_task(task: Task, pool: TaskPool, kernel: KernelSettings = KernelSettings()) -> TaskReport:  # noqa: B008
+    """Check one task of a pool.
+
+    Checked: every table is there with its sha256; the reference code, in a fresh kernel and again in a second one,
+    prints an answer that the verifier accepts; empty, constant and most-common answers and the question's own words
+    are refused; no table holds the question beside the answer.
+
+    Raises:
+        InfrastructureError: a kernel could not be started.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    try:
+        files = {file.path: pool.file_path(file) for file in task.files}
+    except TaskDataError as error:
+        return TaskReport(task_id=task.id, problems=[str(error)], notes=[])
+    if not verify(reference_text(task.answer), task.answer).correct:
+        problems.append(f"the expected answer does not verify as its own text: {describe(task.answer)}")
+    if task.reference_code is None:
+        notes.append("there is no reference code, so that the answer could not be recomputed")
+    else:
+        for kernel_name in ("a fresh kernel", "a second kernel"):
+            if problem := await _wrong_reference(task, files, kernel_name, kernel):
+                problems.append(problem)
+                break
+    guessable = isinstance(task.answer, Boolean | Choice | NotApplicable)
+    (notes if guessable else problems).extend(_cheap_answers(task, files))
+    problems.extend(_answer_beside_question(task, files))
+    return TaskReport(task_id=task.id, problems=problems, notes=notes)
+
+
+async def _wrong_reference(task: Task, files: dict[str, Path], where: str, settings: KernelSettings) -> str | None:
+    """Run the reference code in a kernel of its own; what is wrong with it, if anything."""
+    kernel = LocalKernel(settings)
+    try:
+        await kernel.start(files)
+        result = await kernel.run_cell(task.reference_code or "", timeout_s=60)
+    finally:
+        await kernel.close()
+    if result.status == "infrastructure_error":
+        raise InfrastructureError(result.text)
+    if result.status != "ok":
+        return f"the reference code ended with {result.status} in {where}: {result.text[-300:]}"
+    lines = printed(result).strip().splitlines()
+    verdict = verify(lines[-1] if lines else "", task.answer)
+    return None if verdict.correct else f"the reference code's last line is wrong in {where}: {verdict.reason}"
+
+
+def _cheap_answers(task: Task, files: dict[str, Path]) -> Iterator[str]:
+    for answer in CHEAP_ANSWERS:
+        if verify(answer, task.answer).correct:
+            yield f"the constant answer {answer!r} is right"
+    for words in sorted({task.question, *_words(task.question)}):
+        if verify(words, task.answer).correct:
+            yield f"words of the question are the answer: {shown(words)}"
+    if isinstance(task.answer, ListOf | Named):
+        return  # made of several values: no single one is the answer
+    for name, path in files.items():
+        for column, value in _most_common(path):
+            if verify(value, task.answer).correct:
+                yield f"the most common value of {column!r} in {name} is the answer: {shown(value)}"
+
+
+def _words(question: str) -> Iterable[str]:
+    """The words of a question, and what stands in quotes in it."""
+    quoted = re.findall(r"[`'\"“]([^`'\"”\n]+)[`'\"”]", question)
+    return [*quoted, *re.findall(r"[\w.+-]*\w", question)]
+
+
+def _most_common(path: Path) -> Iterator[tuple[str, str]]:
+    """The most common value of each column of a CSV file, if it has a column where one comes twice."""
+    if path.suffix.lower() != ".csv":
+        return
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = csv.reader(lines)
+        header = next(rows, [])
+        counts = [Counter[str]() for _ in header]
+        for row in rows:
+            for count, value in zip(counts, row, strict=False):
+                count[value] += 1
+    for name, count in zip(header, counts, strict=True):
+        for value, times in count.most_common(1):
+            if times > 1 and value:
+                yield name, value
+
+
+def _answer_beside_question(task: Task, files: dict[str, Path]) -> Iterator[str]:
+    question, answer = fold(task.question).encode(), fold(reference_text(task.answer)).encode()
+    for name, path in files.items():
+        content = b" ".join(path.read_bytes().lower().split())
+        if question in content and answer in content:
+            yield f"{name} holds the question and its answer"

@@ -1,0 +1,198 @@
+"""The report: one page that shows every record, fetches nothing and runs nothing of what a record holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_records import Recorder, display, error, png, realistic, stream
+
+from jupyter_env.episode import EpisodeRecord
+from jupyter_env.report.html import write_report
+
+ATTACK = (
+    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    "<!--<script>\u2028\u2029&lt;b&gt; ]]> %%DATA%% \\u003c"
+)
+
+
+class Page(HTMLParser):
+    """The tags of a page, and the text of the data element."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.data_text = ""
+        self.title = ""
+        self._within = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self._within = "data" if ("id", "data") in attrs else tag
+
+    def handle_data(self, data: str) -> None:
+        if self._within == "data":
+            self.data_text += data
+        if self._within == "title":
+            self.title += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        episodes: list[dict[str, Any]] = json.loads(self.data_text)
+        return episodes
+
+
+def written(tmp_path: Path, records: list[EpisodeRecord], title: str = "Test run") -> Page:
+    write_report(records, tmp_path / "report.html", title)
+    return Page(tmp_path / "report.html")
+
+
+def hostile() -> EpisodeRecord:
+    names = ("id", "task_id", "question", "guidelines", "level", "dataset", "provenance", "agent")
+    recorder = Recorder(**dict.fromkeys(names, ATTACK), files=[ATTACK])
+    recorder.cell(
+        ATTACK,
+        stream(ATTACK),
+        stream(ATTACK, name=ATTACK),
+        display(text_html=ATTACK, text_plain=ATTACK),
+        display(text_html=ATTACK),
+        display(image_svg=f"<svg onload='x'>{ATTACK}</svg>"),
+        display(image_png=ATTACK),
+        display(image_jpeg='x" onerror="document.title=1'),
+        error([ATTACK], ATTACK, ATTACK),
+        comment=ATTACK,
+        reasoning=ATTACK,
+    )
+    recorder.malformed(ATTACK, ATTACK)
+    record = recorder.answer(ATTACK, reasoning=ATTACK)
+    record.expected = record.error = ATTACK
+    return record
+
+
+def test_every_record_is_on_the_page_with_its_outcome(tmp_path: Path) -> None:
+    records = realistic()
+    page = written(tmp_path, records)
+    assert [episode["id"] for episode in page.data] == [record.id for record in records]
+    assert [episode["question"] for episode in page.data] == [record.question for record in records]
+    counts = Counter(episode["outcome"] for episode in page.data)
+    assert counts == {"correct": 10, "wrong": 5, "no answer": 4, "machine failure": 1}
+    assert "20 episodes" in page.source
+
+
+def test_steps_are_the_turns_in_order(tmp_path: Path) -> None:
+    steps = written(tmp_path, realistic()[:1]).data[0]["steps"]
+    assert [step["turn"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step["kind"] for step in steps] == ["cell", "cell", "malformed", "cell", "cell", "answer"]
+    assert steps[0]["reasoning"].startswith("I need the rows")
+    assert "<tool_call>" in steps[2]["prose"]
+    assert steps[2]["observation"].startswith("Error: the text in <tool_call>")
+
+
+def test_outputs_are_text_without_terminal_codes_and_images(tmp_path: Path) -> None:
+    steps = written(tmp_path, realistic()[:1]).data[0]["steps"]
+    table, failed, figure, long = (steps[turn]["outputs"] for turn in (0, 1, 3, 4))
+    assert [output["kind"] for output in table] == ["stdout", "result"]
+    assert "Albania" in table[1]["text"] and "<table>" not in table[1]["text"]
+    assert failed[0]["kind"] == "error" and "\x1b" not in failed[0]["text"]
+    assert failed[0]["text"].endswith("KeyError: 'life_exp'")
+    assert figure[1] == {"kind": "image", "mime": "image/png", "base64": png().strip(), "text": "[image/png 560x320]"}
+    assert long[0]["text"].count("\n") == 599  # whole, though the model saw it shortened
+    assert "lines shown" in steps[4]["observation"]
+
+
+def test_an_image_that_is_not_base64_is_a_note(tmp_path: Path) -> None:
+    record = Recorder().cell("x", display(image_png='AAAA" onerror="x'), display(image_svg="<svg/>")).answer("1")
+    outputs = written(tmp_path, [record]).data[0]["steps"][0]["outputs"]
+    assert [output["kind"] for output in outputs] == ["note", "note"]
+    assert "onerror" not in json.dumps(outputs) and "<svg" not in json.dumps(outputs)
+
+
+def test_a_cell_that_the_machine_never_finished(tmp_path: Path) -> None:
+    recorder = Recorder().cell("print(1)", stream("1\n")).cell("print(2)")
+    recorder.record.cells.pop()
+    recorder.record.messages.pop()
+    (episode,) = written(tmp_path, [recorder.stop("infrastructure_error", "the disk is full")]).data
+    assert episode["outcome"] == "machine failure" and episode["error"] == "the disk is full"
+    assert episode["steps"][1]["kind"] == "lost" and episode["steps"][1]["code"] == "print(2)"
+
+
+def test_fenced_code_is_not_shown_twice(tmp_path: Path) -> None:
+    record = Recorder().cell("print(1)", stream("1\n")).answer("1")
+    record.messages[2] = {"role": "assistant", "content": "I print.\n```python\nprint(1)\n```"}
+    step = written(tmp_path, [record]).data[0]["steps"][0]
+    assert step["prose"] == "I print." and step["code"] == "print(1)"
+
+
+@pytest.mark.parametrize("content", [None, 7, ["a", {"type": "text", "text": "b"}, {}], {"text": 1}, "half \ud800"])
+def test_no_message_content_breaks_the_page(tmp_path: Path, content: Any) -> None:
+    record = Recorder().malformed("x", "y").answer("1")
+    record.messages[2] = {"role": "assistant", "content": content, "tool_calls": [{"function": content}]}
+    record.id = "half \ud800"
+    assert len(written(tmp_path, [record], title="half \ud800").data) == 1
+
+
+def test_hostile_records_stay_text(tmp_path: Path) -> None:
+    plain = written(tmp_path, realistic()[:1])
+    page = written(tmp_path, [hostile()], title=ATTACK)
+    assert page.tags == plain.tags
+    assert page.tags["script"] == 2 and page.tags["img"] == 0
+    assert not re.search("[<>&\u2028\u2029]", page.data_text)
+    assert page.title == ATTACK
+    assert page.data[0]["question"] == ATTACK and page.data[0]["steps"][0]["code"] == ATTACK
+    assert not [output for output in page.data[0]["steps"][0]["outputs"] if output["kind"] == "image"]
+
+
+def test_nothing_is_fetched_or_parsed_as_markup(tmp_path: Path) -> None:
+    source = written(tmp_path, []).source
+    assert not re.search(r"https?://|\bsrc=|<link|@import|url\(|fetch\(|innerHTML|insertAdjacent|eval\(", source)
+    assert "default-src 'none'" in source
+
+
+def test_no_records_give_a_page_that_says_so(tmp_path: Path) -> None:
+    page = written(tmp_path, [])
+    assert page.data == [] and "No episodes were recorded." in page.source
+
+
+def rendered(path: Path, profile: Path, link: str = "") -> str:
+    """The page's document after its script ran, in a real browser."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    off = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *off]
+    command += [f"--user-data-dir={profile}", "--dump-dom", path.as_uri() + link]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
+
+
+def test_a_browser_shows_the_first_episode_and_runs_nothing_of_it(tmp_path: Path) -> None:
+    record = hostile()
+    record.question = f"Which one is it? {ATTACK}"
+    page = written(tmp_path, [record, *realistic()])
+    document = rendered(tmp_path / "report.html", tmp_path / "profile")
+    assert "owned" not in document.partition("</title>")[0] and page.title == "Test run"
+    pane = document.partition('<section id="episode"')[2].partition("</section>")[0]
+    assert "Which one is it? &lt;/script&gt;" in pane
+    assert "<img" not in pane and "<script" not in pane and "<svg" not in pane
+    assert document.count('<a href="#episode=') == 21
+
+
+def test_a_browser_follows_a_link_to_an_episode(tmp_path: Path) -> None:
+    records = realistic()
+    written(tmp_path, records)
+    document = rendered(tmp_path / "report.html", tmp_path / "profile", f"#episode={records[4].id}")
+    pane = document.partition('<section id="episode"')[2].partition("</section>")[0]
+    assert f'<h2>{records[4].task_id}</h2><span class="badge none">no answer</span>' in pane
+    assert "the message holds no call" in pane
