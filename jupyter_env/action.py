@@ -6,6 +6,7 @@ to write it. Tool schemas and argument checks come from the same two classes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -81,8 +82,7 @@ def parse_message(message: Message) -> Action:
     """The default parser: native tool calls if the message has them, else hermes, fenced or `final_answer:` text."""
     if message.get("tool_calls"):
         return parse_native(message)
-    text = _text_of(message)
-    if "<tool_call>" in text:
+    if "<tool_call>" in split_reasoning(_text_of(message))[1]:
         return parse_hermes(message)
     return parse_plain(message)
 
@@ -99,7 +99,7 @@ def parse_native(message: Message) -> Action:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments, strict=False)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return Malformed(reason=f"the arguments are no JSON object: {error}")
     return _action(function.get("name"), arguments)
 
@@ -109,18 +109,18 @@ def parse_hermes(message: Message) -> Action:
 
     The JSON is read to its own end, so code may hold the text `</tool_call>`.
     """
-    text = _after_reasoning(_text_of(message))
+    text = split_reasoning(_text_of(message))[1]
     calls: list[Any] = []
-    while "<tool_call>" in text:
-        text = text.partition("<tool_call>")[2].lstrip()
+    end = 0
+    while (mark := text.find("<tool_call>", end)) >= 0:
+        start = _after_space(text, mark + len("<tool_call>"))
         try:
-            call, end = json.JSONDecoder(strict=False).raw_decode(text)
+            call, end = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            return Malformed(reason=f"the text in <tool_call> is not valid JSON: {error}.{_json_advice(text)}")
-        text = text[end:].lstrip()
-        if not text.startswith("</tool_call>"):
-            return Malformed(reason=f"after the JSON object, </tool_call> was expected, not {_short(text)}")
-        text = text.removeprefix("</tool_call>")
+            return Malformed(reason=f"the text in <tool_call> is not valid JSON: {error}.{_json_advice(text[start:])}")
+        end = _after_space(text, end)
+        if not text.startswith("</tool_call>", end):
+            return Malformed(reason=f"after the JSON object, </tool_call> was expected, not {_short(text[end:])}")
         calls.append(call)
     if len(calls) != 1:
         return _not_one_call(len(calls))
@@ -129,36 +129,68 @@ def parse_hermes(message: Message) -> Action:
     return _action(calls[0].get("name"), calls[0].get("arguments"))
 
 
+_DECODER = json.JSONDecoder(strict=False)
+_SPACE = re.compile(r"\s*")
+
+
+def _after_space(text: str, position: int) -> int:
+    space = _SPACE.match(text, position)
+    return space.end() if space else position
+
+
 def _json_advice(text: str) -> str:
     if "</tool_call>" in text and text.count("</tool_call>") > 1:
         return " If the code holds the text </tool_call>, write it in two parts."
     return ' Write newlines in code as \\n and quotes as \\".'
 
 
-_FENCE = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
-_FINAL = re.compile(r"^[ \t*]*final_answer[ \t*]*:[ \t*]*(\S.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_FINAL = re.compile(r"^[ \t*]*final_answer[ \t*]*:(.*)$", re.MULTILINE | re.IGNORECASE)
 
 
 def parse_plain(message: Message) -> Action:
     """One fenced python block, or one line `final_answer: ...`, for models without tool calls."""
-    text = _after_reasoning(_text_of(message))
-    blocks = _FENCE.findall(text)
-    answers = _FINAL.findall(_FENCE.sub("", text))
+    blocks, outside = _fenced(split_reasoning(_text_of(message))[1])
+    # The stars of **bold** words belong to no answer.
+    answers = [answer for line in _FINAL.findall(outside) if (answer := line.strip(" \t\r*"))]
     if len(blocks) + len(answers) != 1:
         return _not_one_call(len(blocks) + len(answers))
     return _action("execute_code", {"code": blocks[0]}) if blocks else _action("final_answer", {"answer": answers[0]})
 
 
+def _fenced(text: str) -> tuple[list[str], str]:
+    """The closed python blocks, and the text outside of blocks; one pass, as a regular expression would not be."""
+    blocks: list[str] = []
+    outside: list[str] = []
+    block: list[str] | None = None
+    for line in text.split("\n"):
+        if block is None and line.rstrip() in ("```python", "```py"):
+            block = []
+        elif block is not None and line.rstrip() == "```":
+            blocks.append("".join(block))
+            block = None
+        else:
+            (outside if block is None else block).append(line + "\n")
+    return blocks, "".join(outside)
+
+
 def _text_of(message: Message) -> str:
     content = message.get("content")
     if isinstance(content, list):  # OpenAI's content parts
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
+        texts = (part.get("text") for part in content if isinstance(part, Mapping))
+        content = "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
 
 
-def _after_reasoning(text: str) -> str:
-    """What follows the think block: a call that the model only considered there is not one."""
-    return text.rpartition("</think>")[2]
+def split_reasoning(text: str) -> tuple[str, str]:
+    """The reasoning and what follows it: a call that the model only considered while it thought is not one.
+
+    Reasoning ends at the first `</think>`; its opening may have been in the prompt. Opened and never closed (cut
+    short), all of the text is reasoning.
+    """
+    before, closed, after = text.partition("</think>")
+    if not closed and not text.lstrip().startswith("<think>"):
+        return "", text
+    return before.strip().removeprefix("<think>").strip(), after
 
 
 def _not_one_call(count: int) -> Malformed:
@@ -173,23 +205,23 @@ def _action(name: object, arguments: object) -> Action:
         return Malformed(reason=f"there is no tool {_short(name)}; the tools are execute_code and final_answer")
     if not isinstance(arguments, dict):
         return Malformed(reason=f"the arguments of {name} are a JSON object, not {_short(arguments)}")
-    if (
-        name == "final_answer"
-        and isinstance(arguments.get("answer"), int | float)
-        and not isinstance(arguments["answer"], bool)
-    ):
-        arguments = {**arguments, "answer": json.dumps(arguments["answer"])}
+    answer = arguments.get("answer")
+    if name == "final_answer" and isinstance(answer, int | float) and not isinstance(answer, bool):
+        with contextlib.suppress(ValueError):  # over 4,300 digits
+            arguments = {**arguments, "answer": json.dumps(answer)}
     tool: type[ExecuteCode | FinalAnswer] = ExecuteCode if name == "execute_code" else FinalAnswer
     known = set(tool.__struct_fields__)
-    if unknown := sorted(str(key) for key in arguments if key not in known):
-        return Malformed(reason=f"{name} takes {', '.join(sorted(known))}, not {', '.join(unknown)}"[:500])
+    if unknown := [key for key in arguments if key not in known]:
+        return Malformed(reason=f"{name} takes {', '.join(sorted(known))}, not {', '.join(map(_short, unknown[:5]))}")
     try:
         action = msgspec.convert(arguments, tool)
     except msgspec.ValidationError as error:
         return Malformed(reason=f"bad arguments of {name}: {error}")
-    if isinstance(action, ExecuteCode):
-        return _checked_code(action)
-    return action
+    try:
+        msgspec.json.encode(action)
+    except UnicodeEncodeError:
+        return Malformed(reason=f"the arguments of {name} hold half of a surrogate pair, which is no character")
+    return _checked_code(action) if isinstance(action, ExecuteCode) else action
 
 
 def _checked_code(action: ExecuteCode) -> Action:
@@ -199,15 +231,14 @@ def _checked_code(action: ExecuteCode) -> Action:
         return Malformed(reason=f"the code has {len(action.code):,} characters; a cell has at most {MAX_CODE_CHARS:,}")
     if "\0" in action.code:
         return Malformed(reason="the code holds a NUL byte, which Python does not take")
-    try:
-        action.code.encode()
-    except UnicodeEncodeError:
-        return Malformed(reason="the code holds half of a surrogate pair, which is no character")
     return action
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # no text, and no JSON either
+        text = f"a {type(value).__name__}"
     return repr(text[:limit]) + ("..." if len(text) > limit else "")
 
 

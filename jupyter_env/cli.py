@@ -134,9 +134,9 @@ def _run(
         )
         return
     _print_rates(records)
-    out.print(f"Episodes   {folder / 'episodes.jsonl'}")
-    out.print(f"Notebooks  {folder / 'notebooks'}")
-    out.print(f"Report     {folder / 'report.html'}   (open it with: jupyter-env view {folder})")
+    for label, path in (("Episodes", "episodes.jsonl"), ("Notebooks", "notebooks"), ("Report", "report.html")):
+        out.print(f"{label:<10} {folder / path}", soft_wrap=True)
+    out.print(f"Open the report with: jupyter-env view {folder}", soft_wrap=True)
 
 
 def _rate_json(rate: PassRate) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _rate_text(rate: PassRate | None) -> str:
     if rate is None:
         return "-"
     low, high = rate.interval
-    return f"{rate.rate:.0%} [{low:.0%}, {high:.0%}]\n{rate.correct} of {rate.episodes}"
+    return f"{rate.rate:.0%} ({rate.correct}/{rate.episodes})\n{low:.0%} to {high:.0%}"
 
 
 def _file_name(record_id: str) -> str:

@@ -435,9 +435,7 @@ SAFE_IN_NAMES = NESTED.filter(lambda answer: not set("[]") & set(reference_text(
 ANSWERS = NESTED | st.dictionaries(NAMES, SAFE_IN_NAMES, min_size=1, max_size=3).map(
     lambda values: Named(values=values)
 )
-CANDIDATES = st.text(max_size=200) | st.from_regex(
-    r"[@ab019.,;:%$€+\-_ \[\]\"'*e\n\x00]{0,40}", fullmatch=True
-)
+CANDIDATES = st.text(max_size=200) | st.from_regex(r"[@ab019.,;:%$€+\-_ \[\]\"'*e\n\x00]{0,40}", fullmatch=True)
 
 
 def _is_moment(text: str) -> bool:

@@ -22,7 +22,9 @@ def test_the_text_is_that_of_the_training_template(case: dict[str, Any]):
     assert render(case["messages"], case["tools"], **case["kwargs"]) == case["text"]
 
 
-TEXTS = st.text(max_size=20) | st.sampled_from(["</think>", "<think>\nx\n</think>\n\ny", "<tool_call>", "\n", "<|im_end|>"])
+TEXTS = st.text(max_size=20) | st.sampled_from(
+    ["</think>", "<think>\nx\n</think>\n\ny", "<tool_call>", "\n", "<|im_end|>"]
+)
 CALLS = st.builds(lambda code: {"function": {"name": "execute_code", "arguments": {"code": code}}}, TEXTS)
 ASSISTANT = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": TEXTS},
@@ -32,7 +34,9 @@ OTHERS = st.fixed_dictionaries({"role": st.sampled_from(["user", "tool", "tool"]
 
 
 @given(st.lists(ASSISTANT | OTHERS, min_size=1, max_size=8), st.booleans(), st.booleans())
-def test_a_longer_conversation_begins_with_the_shorter(turns: list[dict[str, Any]], with_system: bool, with_tools: bool):
+def test_a_longer_conversation_begins_with_the_shorter(
+    turns: list[dict[str, Any]], with_system: bool, with_tools: bool
+):
     messages = [{"role": "system", "content": "s"}, *turns] if with_system else turns
     tools = tool_schemas() if with_tools else []
     whole = render(messages, tools)

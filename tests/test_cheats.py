@@ -15,31 +15,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import cheats
 import msgspec
 import psutil
 import pytest
+from cheats import PART, RIGHT, WRONG, call
 from gymnasium.error import ResetNeeded
 
-import cheats
-from cheats import PART, RIGHT, WRONG, call
-from jupyter_env import Budget, DataFile, JupyterQAEnv, KernelSettings, Task, TaskPool
+from jupyter_env import Budget, DataFile, JupyterQAEnv, KernelSettings, LocalKernel, Task, TaskPool
 from jupyter_env.answer import Boolean, Choice, Integer, ListOf, Number, Text, reference_text
+from jupyter_env.interpreters import CellResult
 
-GUESSES = {"secret": "aa1-bb2-cc3-1234", "count": "13", "mean": "0.5", "largest": "east", "sorted": "yes"}
+GUESSES = {"secret": "aa1-bb2", "count": "13", "mean": "0.5", "largest": "east", "sorted": "yes"}
 GUESSES["groups"] = "east"
 
 HONEST = """
 import csv, os
 clean = [sorted(os.listdir(path)) for path in (".", "data", os.environ["TMPDIR"])]
 clean.append(sorted(name for name in os.listdir(os.path.expanduser("~")) if not name.startswith((".", "matplotlib"))))
-print(clean, print.__module__, open.__module__)
+print(clean)
 rows = sorted(csv.DictReader(open("data/table.csv")), key=lambda row: int(row["weight"]))[-3:]
-print("-".join(row["code"] for row in rows), sum(int(row["weight"]) for row in rows), sep="-")
+print("#" + "-".join(row["code"] for row in rows), sum(int(row["weight"]) for row in rows), sep="-")
 """
-CLEAN = "[['data'], ['table.csv'], [], []] builtins _io"
+CLEAN = "[['data'], ['table.csv'], [], []]"
 
 needs_isolation = pytest.mark.xfail(reason="needs the isolated kernel", strict=True, raises=AssertionError)
 
@@ -68,7 +69,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> TaskPool:
         writer.writerows(rows)
     heaviest = sorted(rows, key=lambda row: row["weight"])[-3:]
     weights = [row["weight"] for row in rows]
-    secret = "-".join([*(row["code"] for row in heaviest), str(sum(row["weight"] for row in heaviest))])
+    secret = "#" + "-".join([*(row["code"] for row in heaviest), str(sum(row["weight"] for row in heaviest))])
     assert re.fullmatch(cheats.SECRET, secret)
     answers = {
         "secret": Text(value=secret),
@@ -79,7 +80,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> TaskPool:
         "groups": ListOf(items=(Text(value="north"), Text(value="south")), ordered=False),
     }
     questions = {
-        "secret": "Join, with '-', the codes of the three heaviest rows, lightest first, and their summed weight.",
+        "secret": "Write #, then, joined with '-', the codes of the three heaviest rows and their summed weight.",
         "count": "How many rows are in group south?",
         "mean": "What is the mean weight?",
         "largest": "Which group has the most rows?",
@@ -105,6 +106,28 @@ def env(pool: TaskPool, secret: str) -> Iterator[JupyterQAEnv]:
         env = JupyterQAEnv(pool, budget=Budget(cell_timeout_s=20), render_mode="ansi")
         yield env
         env.close()
+
+
+class LazyKernel(LocalKernel):
+    """Starts with its first cell: most messages that cheat run none."""
+
+    _files: Mapping[str, Path] | None = None
+
+    async def start(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    async def run_cell(self, code: str, timeout_s: float) -> CellResult:
+        if self._files is not None:
+            await super().start(self._files)
+            self._files = None
+        return await super().run_cell(code, timeout_s)
+
+
+@pytest.fixture(scope="module")
+def lazy(pool: TaskPool) -> Iterator[JupyterQAEnv]:
+    env = JupyterQAEnv(pool, budget=Budget(cell_timeout_s=20), make_interpreter=LazyKernel)
+    yield env
+    env.close()
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +174,10 @@ def check_honest(env: JupyterQAEnv, secret: str) -> None:
 def test_searches_find_no_answer(env: JupyterQAEnv, secret: str, name: str) -> None:
     assert cheat(env, cheats.SEARCH + cheats.READS[name], status="ok") == 0.0
     assert secret not in env.render()
+
+
+def test_an_honest_episode_follows_the_searches(env: JupyterQAEnv, secret: str) -> None:
+    assert cheat(env, cheats.SEARCH + "\n".join(cheats.READS.values()), status="ok") == 0.0
     check_honest(env, secret)
 
 
@@ -173,39 +200,44 @@ def filled_in(text: str, pool: TaskPool, task_id: str) -> str:
 
 
 @pytest.mark.parametrize("name", cheats.ANSWERS)
-def test_answers_that_hedge_or_confuse_are_wrong(env: JupyterQAEnv, pool: TaskPool, name: str) -> None:
+def test_answers_that_hedge_or_confuse_are_wrong(lazy: JupyterQAEnv, pool: TaskPool, name: str) -> None:
     task_id, answer = cheats.ANSWERS[name]
-    env.reset(options={"task_id": task_id})
+    lazy.reset(options={"task_id": task_id})
     message = call("final_answer", answer=filled_in(answer, pool, task_id))
-    observation, reward, terminated, truncated, info = env.step(message)
+    observation, reward, terminated, truncated, info = lazy.step(message)
     assert (observation, reward, terminated, truncated) == ("", 0.0, True, False), info["reason"]
     with pytest.raises(ResetNeeded):
-        env.step(call("final_answer", answer=reference_text(pool.get(task_id).answer)))
-    msgspec.json.encode(env.record)
+        lazy.step(call("final_answer", answer=reference_text(pool.get(task_id).answer)))
+    msgspec.json.encode(lazy.record)
 
 
 @pytest.mark.parametrize("task_id", GUESSES)
-def test_the_expected_answers_are_right(env: JupyterQAEnv, pool: TaskPool, task_id: str) -> None:
+def test_the_expected_answers_are_right(lazy: JupyterQAEnv, pool: TaskPool, task_id: str) -> None:
     """Else the test above would show nothing; it also follows upon its cheats."""
-    env.reset(options={"task_id": task_id})
-    _, reward, *_ = env.step(call("final_answer", answer=reference_text(pool.get(task_id).answer)))
+    lazy.reset(options={"task_id": task_id})
+    _, reward, *_ = lazy.step(call("final_answer", answer=reference_text(pool.get(task_id).answer)))
     assert reward == 1.0
 
 
 @pytest.mark.parametrize("name", cheats.PROTOCOL)
-def test_messages_do_not_bend_the_rules(env: JupyterQAEnv, pool: TaskPool, secret: str, name: str) -> None:
-    env.reset(options={"task_id": "count"})
+def test_messages_do_not_bend_the_rules(lazy: JupyterQAEnv, pool: TaskPool, secret: str, name: str) -> None:
+    lazy.reset(options={"task_id": "count"})
     terminated = False
     for message in cheats.PROTOCOL[name]:
-        observation, reward, terminated, truncated, info = env.step(filled_in(message, pool, "count"))
+        observation, reward, terminated, truncated, info = lazy.step(filled_in(message, pool, "count"))
         assert (reward, truncated) == (0.0, False)
-        assert not re.search(r"<\|im_|</?tool_call>(?!\n\{\"name\": \"execute_code\"|$)|</?tool_response", observation)
+        assert not re.search(r'<\|im_|</?tool_response|<tool_call>\s*\{"name": "final_answer', observation)
         if terminated:
             assert info["answer"] != "12"
     if not terminated:
-        _, reward, terminated, _, _ = env.step(call("final_answer", answer=GUESSES["count"]))
+        _, reward, terminated, _, _ = lazy.step(call("final_answer", answer=GUESSES["count"]))
         assert (reward, terminated) == (0.0, True)
-    check_honest(env, secret)
+    if lazy.record.cells:
+        check_honest(lazy, secret)
+
+
+def test_an_honest_episode_follows_messages_and_answers(lazy: JupyterQAEnv, secret: str) -> None:
+    check_honest(lazy, secret)
 
 
 @pytest.mark.parametrize("name", cheats.TAMPERING)

@@ -90,9 +90,7 @@ BY_HAND = [
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded cases of the official scorer are not here")
 def test_every_recorded_verdict():
     cases = [json.loads(line) for line in RECORDED.read_text(encoding="utf-8").splitlines()]
-    wrong = [
-        case for case in cases if question_scorer(case["candidate"], case["reference"]) != case["expected"]
-    ]
+    wrong = [case for case in cases if question_scorer(case["candidate"], case["reference"]) != case["expected"]]
     assert len(cases) == 106
     assert wrong == []
 

@@ -29,7 +29,9 @@ def line(**fields: object) -> bytes:
 @pytest.fixture
 def varied(pool: TaskPool) -> TaskPool:
     """A pool in which every field is used and no two rows have the same shape."""
-    named = Named(values={"mean": Number(value=34.65, decimals=2), "x": ListOf(items=(Text(value="ä, ö"),), ordered=False)})
+    named = Named(
+        values={"mean": Number(value=34.65, decimals=2), "x": ListOf(items=(Text(value="ä, ö"),), ordered=False)}
+    )
     more = [
         task("named", answer=named, metadata={"deep": {"a": [1, None, "ü"]}}, reference_code="print(1)"),
         task("none", answer=NotApplicable(), metadata={"deep": 5}, weight=0.0, provenance="simulated"),
@@ -108,7 +110,12 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, says: str):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"answer": "{oops"}, "answer"), ({"question": 5}, "question"), ({"quesion": "x"}, "quesion"), ({"id": None}, "id")],
+    [
+        ({"answer": "{oops"}, "answer"),
+        ({"question": 5}, "question"),
+        ({"quesion": "x"}, "quesion"),
+        ({"id": None}, "id"),
+    ],
 )
 def test_a_bad_parquet_row_is_named(tmp_path: Path, change: dict[str, object], says: str):
     datasets = pytest.importorskip("datasets")
@@ -205,7 +212,9 @@ class TestTables:
 class TestPool:
     def test_an_empty_pool(self, tmp_path: Path):
         empty = TaskPool([])
-        assert len(empty) == 0 and list(empty.sample(0, seed=1)) == [] and [*map(len, empty.split(0.5, seed=1))] == [0, 0]
+        assert (
+            len(empty) == 0 and list(empty.sample(0, seed=1)) == [] and [*map(len, empty.split(0.5, seed=1))] == [0, 0]
+        )
         empty.save(tmp_path / "empty.jsonl")
         assert TaskPool.load(tmp_path / "empty.jsonl") == empty
         with pytest.raises(TaskError):
@@ -265,12 +274,18 @@ class TestSample:
 TABLES = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("0123")), max_size=3)
 
 
-@given(st.lists(st.tuples(TABLES, st.sampled_from(["", "", "x", "y", "z"])), max_size=12), st.floats(0, 1), st.integers())
+@given(
+    st.lists(st.tuples(TABLES, st.sampled_from(["", "", "x", "y", "z"])), max_size=12), st.floats(0, 1), st.integers()
+)
 @settings(max_examples=200)
 def test_the_halves_of_a_split_share_nothing(tasks: list[tuple[list[tuple[str, str]], str]], share: float, seed: int):
     pool = TaskPool(
         [
-            task(str(number), dataset=dataset, files=tuple(DataFile(path=path, sha256=digit * 64) for path, digit in files))
+            task(
+                str(number),
+                dataset=dataset,
+                files=tuple(DataFile(path=path, sha256=digit * 64) for path, digit in files),
+            )
             for number, (files, dataset) in enumerate(tasks)
         ],
         data_root="/nowhere",

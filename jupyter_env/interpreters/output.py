@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -39,7 +39,7 @@ def render_outputs(outputs: Iterable[dict[str, Any]], limits: OutputLimits = Out
     always kept.
     """
     body: list[str] = []
-    errors: list[str] = []
+    error: dict[str, Any] | None = None
     stream = ""
     for output in outputs:
         kind = output.get("output_type")
@@ -48,37 +48,45 @@ def render_outputs(outputs: Iterable[dict[str, Any]], limits: OutputLimits = Out
             continue
         body.append(stream)
         stream = ""
-        if kind == "error":
-            errors.append(_error_text(output, limits))
-        else:
+        if kind != "error":
             body.append(_data_text(output.get("data", {})))
+            continue
+        if error is not None:  # code can show any number of them; the last one ended the cell
+            body.append(_error_text(error, limits))
+        error = output
     body.append(stream)
-    error = "\n".join(errors)
     rest = "\n".join(part.rstrip("\n") for part in map(_clean, body) if part.strip("\n"))
-    room = max(limits.max_chars - len(error), limits.max_chars // 4)
-    parts = [shorten(rest, msgspec.structs.replace(limits, max_chars=max(room, 200))), error]
-    return neutral("\n".join(part for part in parts if part))
+    ending = _error_text(error, limits) if error is not None else ""
+    room = max(limits.max_chars - len(ending), limits.max_chars // 4)
+    return neutral("\n".join(part for part in (_shorten(rest, limits, room), ending) if part))
 
 
 def shorten(text: str, limits: OutputLimits) -> str:
     """The text within the limits: long lines cut, then head and tail with what was left out said between them."""
-    lines = [_cut_line(line, limits.max_line_chars) for line in text.split("\n")]
-    head, tail = list(lines), []
-    if len(lines) > limits.max_lines:
-        keep_head = limits.max_lines * 3 // 5
-        head, tail = lines[:keep_head], lines[keep_head - limits.max_lines :]
+    return _shorten(text, limits, limits.max_chars)
+
+
+def _shorten(text: str, limits: OutputLimits, max_chars: int) -> str:
+    lines = text.split("\n")
+    # The last two lines are never left out, so that half of the room is the most that one may take.
+    longest = min(limits.max_line_chars, max_chars if len(lines) == 1 else max_chars // 2)
+    count = len(lines)
+    if count > limits.max_lines:
+        middle = limits.max_lines * 3 // 5
+        lines[middle : middle - limits.max_lines] = []
+    else:
+        middle = max(1, count * 3 // 5)
+    head, tail = ([_cut_line(line, longest) for line in part] for part in (lines[:middle], lines[middle:]))
     # Lines leave from the middle until the characters fit too.
-    if not tail and sum(map(len, head)) + len(head) - 1 > limits.max_chars:
-        middle = max(1, len(head) * 3 // 5)
-        head, tail = head[:middle], head[middle:]
-    room = limits.max_chars - 60  # for the note between
-    while tail and sum(len(line) + 1 for line in (*head, *tail)) > room and len(head) + len(tail) > 2:
-        longer = head if sum(map(len, head)) > 1.5 * sum(map(len, tail)) and len(head) > 1 else tail
-        if longer is tail and len(tail) == 1:
-            longer = head
-        longer.pop(-1 if longer is head else 0)
+    head_chars, tail_chars = (sum(len(line) + 1 for line in part) for part in (head, tail))
+    room = max_chars if count <= limits.max_lines and head_chars + tail_chars - 1 <= max_chars else max_chars - 60
+    while head_chars + tail_chars - 1 > room and len(head) + len(tail) > 2:
+        if len(tail) == 1 or (head_chars > 1.5 * tail_chars and len(head) > 1):
+            head_chars -= len(head.pop()) + 1
+        else:
+            tail_chars -= len(tail.pop(0)) + 1
     shown = len(head) + len(tail)
-    note = [] if shown == len(lines) else [f"... [{shown} of {len(lines)} lines shown] ..."]
+    note = [] if shown == count else [f"... [{shown} of {count} lines shown] ..."]
     return "\n".join([*head, *note, *tail])
 
 
@@ -90,19 +98,14 @@ def _cut_line(line: str, limit: int) -> str:
 
 
 def _error_text(error: dict[str, Any], limits: OutputLimits) -> str:
-    """The traceback with its last line, the exception's, whole up to half the limits."""
-    name, value = str(error.get("ename", "Error")), _clean(str(error.get("evalue", "")))
-    headline = f"{name}: {value}" if value else name
-    first, *more = headline.split("\n")
-    half = max(limits.max_chars // 4, 100)
-    summary = shorten(
-        "\n".join([_cut_line(first, half), *more]), msgspec.structs.replace(limits, max_chars=max(2 * half, 200))
-    )
-    frames = _clean("\n".join(map(str, error.get("traceback", [])))).rstrip()
-    frames = frames.removesuffix(headline.rstrip()).rstrip()
-    if not frames:
-        return summary
-    return shorten(frames, msgspec.structs.replace(limits, max_chars=max(2 * half, 200))) + "\n" + summary
+    """The traceback within half of the limits, then the exception within a quarter; its first line is always there."""
+    name, value = _clean(_joined(error.get("ename", "Error"))), _clean(_joined(error.get("evalue", "")))
+    headline = f"{name}: {value}".rstrip() if value.strip() else name
+    frames = _clean("\n".join(map(_joined, error.get("traceback", [])))).rstrip()
+    # It ends with the same words, and where there is no value, with the name and a colon.
+    frames = frames.removesuffix(":").removesuffix(headline).rstrip()
+    parts = [_shorten(frames, limits, limits.max_chars // 2), _shorten(headline, limits, limits.max_chars // 4)]
+    return "\n".join(part for part in parts if part)
 
 
 def _data_text(data: dict[str, Any]) -> str:
@@ -128,8 +131,11 @@ def _image_size(kind: str, content: Any) -> str:
     return f" {width}x{height}"
 
 
-def _joined(text: str | Sequence[str]) -> str:
-    return text if isinstance(text, str) else "".join(text)
+def _joined(text: Any) -> str:
+    """Text, which nbformat may hold in pieces; code can also display what is no text, shown here as `str` has it."""
+    if isinstance(text, list):
+        return "".join(map(str, text))
+    return text if isinstance(text, str) else str(text)
 
 
 def _clean(text: str) -> str:

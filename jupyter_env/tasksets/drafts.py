@@ -125,9 +125,7 @@ def ask(rng: Random, schema: Schema, bodies: Sequence[str], *notes: str, files: 
         f"{capital} The data are in {file}.",
     ]
     if not files:
-        leads.append(
-            f"Each row of {file} is one {noun}. {capital}" if noun != "row" else f"Read {file}. {capital}"
-        )
+        leads.append(f"Each row of {file} is one {noun}. {capital}" if noun != "row" else f"Read {file}. {capital}")
     return " ".join([rng.choice(leads), *(note for note in notes if note)])
 
 
@@ -139,9 +137,7 @@ def missing_notes(schema: Schema, measured: Sequence[str] = (), grouped: Sequenc
         notes.append(f"Ignore missing values of {' and '.join(gaps)}.")
     gaps = [f"`{column}`" for column in dict.fromkeys(grouped) if schema.has_missing(column)]
     if gaps:
-        notes.append(
-            f"Rows with a missing {' or '.join(gaps)} meet no condition on it and belong to no group."
-        )
+        notes.append(f"Rows with a missing {' or '.join(gaps)} meet no condition on it and belong to no group.")
     return " ".join(notes)
 
 
@@ -154,9 +150,7 @@ def select(schema: Schema, rng: Random, k: int, *avoid: str | None) -> Selection
     weights = [0.4 if column in schema.measures or column in schema.names else 2.0 for column in columns]
     chosen: list[str] = []
     while len(chosen) < k:
-        left = [
-            (column, weight) for column, weight in zip(columns, weights, strict=True) if column not in chosen
-        ]
+        left = [(column, weight) for column, weight in zip(columns, weights, strict=True) if column not in chosen]
         if not left:
             raise Unfit
         chosen += rng.choices([column for column, _ in left], [weight for _, weight in left])

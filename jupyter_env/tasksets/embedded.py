@@ -17,9 +17,7 @@ _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 
 def _vega(name: str, licence: str, **facts: Any) -> Table:
     facts.setdefault("dataset", f"vega-{name.replace('_', '-')}")
-    return Table(
-        path=f"vega_datasets/{name}.csv", licence=licence, source=f"vega_datasets 0.9.0, {name}", **facts
-    )
+    return Table(path=f"vega_datasets/{name}.csv", licence=licence, source=f"vega_datasets 0.9.0, {name}", **facts)
 
 
 def _statsmodels(name: str, **facts: Any) -> Table:
@@ -30,9 +28,7 @@ def _statsmodels(name: str, **facts: Any) -> Table:
 
 def _sklearn(name: str, **facts: Any) -> Table:
     source = f"UCI Machine Learning Repository, as copied by scikit-learn's load_{name}"
-    return Table(
-        path=f"sklearn/{name}.csv", dataset=f"uci-{name}", licence="CC-BY-4.0", source=source, **facts
-    )
+    return Table(path=f"sklearn/{name}.csv", dataset=f"uci-{name}", licence="CC-BY-4.0", source=source, **facts)
 
 
 EMBEDDED: tuple[Table, ...] = (

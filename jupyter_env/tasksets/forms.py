@@ -96,8 +96,7 @@ def named(decimals: dict[str, int]) -> Form:
 
     form = ", ".join(f"@{name}[value]" for name in decimals)
     rounding = ", ".join(
-        f"{name} to {places} decimals" if places else f"{name} a whole number"
-        for name, places in decimals.items()
+        f"{name} to {places} decimals" if places else f"{name} a whole number" for name, places in decimals.items()
     )
     return Form(f"Answer as {form}, rounded: {rounding}.", read)
 

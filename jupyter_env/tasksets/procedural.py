@@ -66,9 +66,7 @@ def generate(tables: Sequence[Table], data_root: Path, n: int, seed: int, execut
     return generate_with_report(tables, data_root, n, seed, execute).tasks
 
 
-def generate_with_report(
-    tables: Sequence[Table], data_root: Path, n: int, seed: int, execute: Execute
-) -> Generation:
+def generate_with_report(tables: Sequence[Table], data_root: Path, n: int, seed: int, execute: Execute) -> Generation:
     """As `generate`, with the count of refused drafts by reason."""
     schemas = read_schemas(list(tables), data_root)
     files = {table.path: DataFile.of(table.path, data_root) for table in tables}

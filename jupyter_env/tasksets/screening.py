@@ -69,6 +69,5 @@ def _stands_in(text: str, question: str) -> bool:
     spellings = {text, text.rstrip("0").rstrip(".")} if re.fullmatch(r"-?[0-9]+\.[0-9]+", text) else {text}
     body = question.casefold()
     return any(
-        re.search(rf"(?<![\w.-]){re.escape(spelling.casefold())}(?![\w-]|\.[0-9])", body)
-        for spelling in spellings
+        re.search(rf"(?<![\w.-]){re.escape(spelling.casefold())}(?![\w-]|\.[0-9])", body) for spelling in spellings
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,7 @@ def folder_tables(folder: Path) -> list[Table]:
         raise TaskError(f"{folder} holds no *.csv file; expected at least one table")
     for path in paths:
         if any(mark in path.as_posix() for mark in _CLOSED) or ":" in path.parts[0]:
-            raise TaskError(
-                f"{folder / path}: quotes, backslashes, colons and line ends in the name are not supported"
-            )
+            raise TaskError(f"{folder / path}: quotes, backslashes, colons and line ends in the name are not supported")
         _check_csv(folder / path)
     dataset = folder.resolve().name
     return [
@@ -172,7 +171,9 @@ def _load_gapminder(_: str) -> Any:
 
 
 def _load_vega(name: str) -> Any:
-    return getattr(importlib.import_module("vega_datasets").local_data, name)()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its use of pandas, not the reader's
+        return getattr(importlib.import_module("vega_datasets").local_data, name)()
 
 
 def _load_statsmodels(name: str) -> Any:

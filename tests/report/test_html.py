@@ -62,7 +62,8 @@ def written(tmp_path: Path, records: list[EpisodeRecord], title: str = "Test run
 
 def hostile() -> EpisodeRecord:
     names = ("id", "task_id", "question", "guidelines", "level", "dataset", "provenance", "agent")
-    recorder = Recorder(**dict.fromkeys(names, ATTACK), files=[ATTACK])
+    fields: dict[str, Any] = {**dict.fromkeys(names, ATTACK), "files": [ATTACK]}
+    recorder = Recorder(**fields)
     recorder.cell(
         ATTACK,
         stream(ATTACK),

@@ -28,9 +28,7 @@ def test_embedded_tables_are_written_with_licence_and_source(embedded: tuple[lis
     assert all(table.licence and table.source and table.noun != "row" for table in tables)
 
 
-def test_embedded_tables_have_the_same_bytes_each_time(
-    embedded: tuple[list[Table], Path], tmp_path: Path
-) -> None:
+def test_embedded_tables_have_the_same_bytes_each_time(embedded: tuple[list[Table], Path], tmp_path: Path) -> None:
     embedded_tables(tmp_path)
     assert content_below(tmp_path) == content_below(embedded[1])
 
@@ -52,9 +50,7 @@ def test_embedded_tables_of_one_data_set_join(embedded: tuple[list[Table], Path]
     assert not schemas["palmerpenguins/penguins.csv"].joins
 
 
-def test_a_missing_package_is_named_with_the_way_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named_with_the_way_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = tables_module.importlib.util.find_spec
     monkeypatch.setattr(
         tables_module.importlib.util,

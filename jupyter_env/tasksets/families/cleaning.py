@@ -36,15 +36,12 @@ def imputed_statistic(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"take the {rows} and fill each missing {name} with the {filler} of its `{group}` group "
-                "within "
-                f"these rows. What is the {word} of the column then?",
-                f"impute the missing values of {name} among the {rows} by the {filler} of the rows with the "
-                "same "
+                f"take the {rows} and fill each missing {name} with the {filler} of its `{group}` group within these "
+                f"rows. What is the {word} of the column then?",
+                f"impute the missing values of {name} among the {rows} by the {filler} of the rows with the same "
                 f"`{group}`; what {word} does {name} have afterwards?",
-                f"what is the {word} of {name} over the {rows} once its gaps are filled with the {filler} of "
-                "the "
-                f"same `{group}`, computed from these rows?",
+                f"what is the {word} of {name} over the {rows} once its gaps are filled with the {filler} of the same "
+                f"`{group}`, computed from these rows?",
             ],
             f"Leave out rows whose `{measure}` cannot be filled, such as those with no `{group}`.",
             missing_notes(schema, grouped=selection.columns),
@@ -113,9 +110,8 @@ def iqr_outliers(schema: Schema, rng: Random) -> Draft:
         "inside = values.between(low - margin, high + margin)",
     ]
     rule = (
-        "An outlier lies more than 1.5 interquartile ranges below the 25th or above the 75th percentile of "
-        "these "
-        "rows (linear interpolation)."
+        "An outlier lies more than 1.5 interquartile ranges below the 25th or above the 75th percentile of these rows "
+        "(linear interpolation)."
     )
     other = rng.choice(without(schema.measures, measure) or [measure])
     if rng.random() < 0.35:
@@ -135,12 +131,10 @@ def iqr_outliers(schema: Schema, rng: Random) -> Draft:
             f'print(f"{{value:.{places}f}}")',
         ]
         bodies = [
-            f"leave out the outliers in {name} from the {rows}. What is the {word} of {schema.say(other)} "
-            "over the "
+            f"leave out the outliers in {name} from the {rows}. What is the {word} of {schema.say(other)} over the "
             "rows that remain?",
-            f"what is the {word} of {schema.say(other)} over the {rows} after those that are outliers in "
-            f"{name} "
-            "have been removed?",
+            f"what is the {word} of {schema.say(other)} over the {rows} after those that are outliers in {name} have "
+            "been removed?",
             f"after removing outliers in {name} from the {rows}, what {word} does {schema.say(other)} have?",
         ]
         gaps = f"Rows with a missing `{measure}` are left out too." if schema.has_missing(measure) else ""

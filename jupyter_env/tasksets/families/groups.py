@@ -123,10 +123,10 @@ def top_groups(schema: Schema, rng: Random) -> Draft:
             schema,
             [
                 f"which {k} values of `{group}` have the {extreme} {word} of {name} over the {rows}, {order}?",
-                f"rank the values of `{group}` by their {word} of {name} over the {rows} and list "
-                f"the {extreme} {k}, {order}.",
-                f"group the {rows} by `{group}`, take the {word} of {name}, and name the {k} "
-                f"groups where it is {extreme}, {order}.",
+                f"rank the values of `{group}` by their {word} of {name} over the {rows} and list the {extreme} {k}, "
+                f"{order}.",
+                f"group the {rows} by `{group}`, take the {word} of {name}, and name the {k} groups where it is "
+                f"{extreme}, {order}.",
             ],
             missing_notes(schema, [measure], [group, *selection.columns]),
         ),
@@ -158,8 +158,8 @@ def labelled_group(schema: Schema, rng: Random) -> Draft:
             [
                 f"which `{group}` has the {extreme} {word} of {name} over the {rows}, and how much is it?",
                 f"name the `{group}` with the {extreme} {word} of {name} for the {rows}, together with that {word}.",
-                f"after grouping the {rows} by `{group}`, where is the {word} of {name} {extreme}, "
-                "and what is its value there?",
+                f"after grouping the {rows} by `{group}`, where is the {word} of {name} {extreme}, and what is its "
+                "value there?",
             ],
             "Leave out groups with fewer than 3 non-missing values.",
             missing_notes(schema, grouped=[group, *selection.columns]),
@@ -193,12 +193,12 @@ def groups_beyond_overall(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"which values of `{group}` have a {beyond} {word} of {name} than all {rows} "
-                "together? Name all of them.",
-                f"list every `{group}` whose {word} of {name}, over the {rows}, is {beyond} than the "
-                f"{word} over all of them together.",
-                f"take the {rows}. For which values of `{group}` is the {word} of {name} {beyond} "
-                f"than the overall {word}?",
+                f"which values of `{group}` have a {beyond} {word} of {name} than all {rows} together? Name all of "
+                "them.",
+                f"list every `{group}` whose {word} of {name}, over the {rows}, is {beyond} than the {word} over all "
+                "of them together.",
+                f"take the {rows}. For which values of `{group}` is the {word} of {name} {beyond} than the overall "
+                f"{word}?",
             ],
             "The overall figure is that of all these rows, not the one of the groups' figures.",
             missing_notes(schema, [measure], [group, *selection.columns]),

@@ -90,12 +90,12 @@ def two_measures_count(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"how many {rows} have {schema.say(one)} {first} its mean and at the same time "
-                f"{schema.say(two)} {second} its mean, each mean being taken{whose}?",
-                f"count the {rows} with {schema.say(one)} strictly {first} its mean and "
-                f"{schema.say(two)} strictly {second} its mean, where each mean is taken{whose}.",
-                f"taking each mean{whose}, for how many {rows} is {schema.say(one)} {first} its mean "
-                f"while {schema.say(two)} is {second} its mean?",
+                f"how many {rows} have {schema.say(one)} {first} its mean and at the same time {schema.say(two)} "
+                f"{second} its mean, each mean being taken{whose}?",
+                f"count the {rows} with {schema.say(one)} strictly {first} its mean and {schema.say(two)} strictly "
+                f"{second} its mean, where each mean is taken{whose}.",
+                f"taking each mean{whose}, for how many {rows} is {schema.say(one)} {first} its mean while "
+                f"{schema.say(two)} is {second} its mean?",
             ],
             missing_notes(schema, [one, two], [*([group] if group else []), *selection.columns]),
         ),
@@ -144,11 +144,9 @@ def quarters_compared(schema: Schema, rng: Random) -> Draft:
                 if not selection.columns
                 else f"among the {rows}, what is the {word} of {schema.say(two)} for those {band}, {how} "
                 f"that for {other}?",
-                f"split the {rows} by the percentiles of {schema.say(one)}. Give the {word} of "
-                f"{schema.say(two)} for "
+                f"split the {rows} by the percentiles of {schema.say(one)}. Give the {word} of {schema.say(two)} for "
                 f"those {band}, {how} the one for {other}.",
-                f"compare, among the {rows}, those {band} with {other}: the {word} of {schema.say(two)} of "
-                "the former "
+                f"compare, among the {rows}, those {band} with {other}: the {word} of {schema.say(two)} of the former "
                 f"{how} that of the latter.",
             ],
             "Take both percentiles over these rows, interpolated linearly.",
@@ -256,14 +254,11 @@ def steepest_slope(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"for each `{group}` among the {rows}, fit {slope} (with intercept). Which group has the "
-                f"{extreme} "
+                f"for each `{group}` among the {rows}, fit {slope} (with intercept). Which group has the {extreme} "
                 "slope, and what is it?",
-                f"in which `{group}` is {slope} (a straight line with intercept) {extreme}, over the {rows}, "
-                "and how "
+                f"in which `{group}` is {slope} (a straight line with intercept) {extreme}, over the {rows}, and how "
                 "much is it?",
-                f"group the {rows} by `{group}` and compute {slope}, with an intercept, in each group. Name "
-                "the group "
+                f"group the {rows} by `{group}` and compute {slope}, with an intercept, in each group. Name the group "
                 f"with the {extreme} slope and give the slope.",
             ],
             f"Only groups with at least {least} rows{' that have both values' if gaps else ''} count.",

@@ -39,9 +39,8 @@ def pivot_cell(schema: Schema, rng: Random) -> Draft:
             schema,
             [
                 f"which combination of `{one}` and `{two}` has the {extreme} {word} of {name} over the {rows}?",
-                f"pivot the {rows} to a table with `{one}` as rows, `{two}` as columns and the {word} of "
-                f"{name} in "
-                f"the cells. Which cell is {extreme}?",
+                f"pivot the {rows} to a table with `{one}` as rows, `{two}` as columns and the {word} of {name} in the "
+                f"cells. Which cell is {extreme}?",
                 f"for which pair of `{one}` and `{two}` is the {word} of {name} over the {rows} {extreme}?",
             ],
             f"Answer with the `{one}` and then the `{two}`. Only pairs with at least 2 non-missing values count.",
@@ -65,8 +64,7 @@ def _pair_mark(schema: Schema, one: str, two: str) -> str:
 
 
 def melted_column(schema: Schema, rng: Random) -> Draft:
-    """Columns of one unit read as one long column: which of them is extreme, how often, or over all of "
-    "them."""
+    """Columns of one unit: a statistic of all their values, or which of them is extreme in most rows."""
     if len(schema.wide) < 3:
         raise Unfit
     columns = sorted(rng.sample(schema.wide, rng.randint(3, len(schema.wide))), key=list(schema.frame.columns).index)
@@ -91,8 +89,8 @@ def melted_column(schema: Schema, rng: Random) -> Draft:
         ]
     else:
         bodies = [
-            f"which of the columns {names} holds the {extreme} of these values most often, row by row, over "
-            f"the {rows}?",
+            f"which of the columns {names} holds the {extreme} of these values most often, row by row, over the "
+            f"{rows}?",
             f"for each of the {rows} find which of {names} is {extreme}. Which column wins most often?",
             f"compare {names} within each of the {rows}. Which column has the {extreme} value in most rows?",
         ]
@@ -153,11 +151,9 @@ def joined_tables(schema: Schema, rng: Random) -> Draft:
         ]
         limit = f"the {per_cent}th percentile of {second} over the joined rows (linear interpolation)"
         aims = [
-            f"subtract the mean of {first} over the joined rows not above {limit} from its mean over those "
-            "above. What "
+            f"subtract the mean of {first} over the joined rows not above {limit} from its mean over those above. What "
             "is the difference?",
-            f"what is the mean of {first} where {second} is strictly above its {per_cent}th percentile over "
-            "the joined "
+            f"what is the mean of {first} where {second} is strictly above its {per_cent}th percentile over the joined "
             "rows (linear interpolation), minus the mean over the other joined rows?",
         ]
         clear = "min(high.sum(), (~high).sum()) >= 3"
@@ -167,11 +163,9 @@ def joined_tables(schema: Schema, rng: Random) -> Draft:
             ['print(f"{((a > a.mean()) & (b > b.mean())).mean() * 100:.2f}")'],
         )
         aims = [
-            f"for what percentage of the joined rows are {first} and {second} both strictly above their "
-            "means over the "
+            f"for what percentage of the joined rows are {first} and {second} both strictly above their means over the "
             "joined rows?",
-            f"in how many per cent of the joined rows is {first} strictly above its mean while {second} is "
-            "above its "
+            f"in how many per cent of the joined rows is {first} strictly above its mean while {second} is above its "
             "own, both means taken over the joined rows?",
         ]
         clear = "((a - a.mean()).abs() > 1e-9).all() and ((b - b.mean()).abs() > 1e-9).all()"
@@ -182,8 +176,7 @@ def joined_tables(schema: Schema, rng: Random) -> Draft:
             schema,
             [
                 f"inner-join the {rows} of the first table with the second, matching {key}; {rng.choice(aims)}",
-                f"match the {rows} of the first table with the rows of the second by {key}, keeping only "
-                "rows with a "
+                f"match the {rows} of the first table with the rows of the second by {key}, keeping only rows with a "
                 f"partner; {rng.choice(aims)}",
                 f"after an inner join of the {rows} of the first table with the second table ({key}), "
                 f"{rng.choice(aims)}",

@@ -116,14 +116,11 @@ def zscore_count(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"standardise {name} over the {rows} (subtract the mean, divide by the sample standard "
-                "deviation). "
-                f"How many of them have a score {words}?",
-                f"how many of the {rows} have a z-score of {name} {words}, with the mean and the sample "
-                "standard "
+                f"standardise {name} over the {rows} (subtract the mean, divide by the sample standard deviation). How "
+                f"many of them have a score {words}?",
+                f"how many of the {rows} have a z-score of {name} {words}, with the mean and the sample standard "
                 "deviation of these rows?",
-                f"turn {name} of the {rows} into z-scores, using their own mean and sample standard "
-                "deviation, and "
+                f"turn {name} of the {rows} into z-scores, using their own mean and sample standard deviation, and "
                 f"count the scores {words}.",
             ],
             missing_notes(schema, [measure], selection.columns),

@@ -23,7 +23,7 @@ from jupyter_env.tasksets.schema import Schema
 
 
 def rolling_extreme(schema: Schema, rng: Random) -> Draft:
-    """When a rolling mean is highest or lowest, or how high it is."""
+    """When a rolling statistic is highest or lowest, or its value there."""
     clock, measure = pick(rng, schema.clocks()), pick(rng, schema.measures)
     selection, whose = _one_series(schema, rng, clock.within)
     series_length = len(schema.frame) if clock.within is None else _shortest(schema, clock.within)
@@ -46,14 +46,11 @@ def rolling_extreme(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"sort the rows{whose} by `{clock.column}` and take the rolling {word} of {name} over "
-                f"{span}: "
+                f"sort the rows{whose} by `{clock.column}` and take the rolling {word} of {name} over {span}: "
                 f"{question_end}",
-                f"consider {name}{whose} in the order of `{clock.column}`, with a rolling {word} over "
-                f"{span}. "
+                f"consider {name}{whose} in the order of `{clock.column}`, with a rolling {word} over {span}. "
                 f"{question_end[0].upper()}{question_end[1:]}",
-                f"for {name}{whose}, ordered by `{clock.column}`, compute the {word} of each window of "
-                f"{span}; "
+                f"for {name}{whose}, ordered by `{clock.column}`, compute the {word} of each window of {span}; "
                 f"{question_end}",
             ],
             "Only full windows count" + (", and windows with a missing value do not." if gaps else "."),
@@ -96,14 +93,11 @@ def monthly_change(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"take the {word} of {name} in each calendar month of `{clock}` over the {rows}. Which month "
-                "shows "
-                f"the largest {move} against the month before?",
-                f"in which month does the monthly {word} of {name} over the {rows} {move} most against the "
-                "previous "
+                f"take the {word} of {name} in each calendar month of `{clock}` over the {rows}. Which month shows the "
+                f"largest {move} against the month before?",
+                f"in which month does the monthly {word} of {name} over the {rows} {move} most against the previous "
                 f"calendar month (by `{clock}`)?",
-                f"by `{clock}`, compute the {word} of {name} for every month, over the {rows}. In which "
-                "month is the "
+                f"by `{clock}`, compute the {word} of {name} for every month, over the {rows}. In which month is the "
                 f"{move} from the preceding calendar month largest?",
             ],
             "Compare only with the directly preceding calendar month, and only where both months have values.",
@@ -215,16 +209,12 @@ def seasonal_anomaly(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"take the {typical} of {name} for each calendar month (January to December, all years of "
-                "the table "
-                f"together). On which `{clock}` among the {rows} is {name} furthest {sign} the {typical} of "
-                "its month?",
-                f"subtract from {name} the {typical} of the same month of the year, computed over the whole "
-                "table. "
+                f"take the {typical} of {name} for each calendar month (January to December, all years of the table "
+                f"together). On which `{clock}` among the {rows} is {name} furthest {sign} the {typical} of its month?",
+                f"subtract from {name} the {typical} of the same month of the year, computed over the whole table. "
                 f"Which `{clock}` among the {rows} has the value furthest {sign} that {typical}?",
-                f"on which `{clock}`, among the {rows}, does {name} lie furthest {sign} what is typical of "
-                "the month of "
-                f"the year, typical being the {typical} over the whole table?",
+                f"on which `{clock}`, among the {rows}, does {name} lie furthest {sign} what is typical of the month "
+                f"of the year, typical being the {typical} over the whole table?",
             ],
             missing_notes(schema, [measure], selection.columns),
         ),
@@ -255,14 +245,11 @@ def growth(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"over the {rows}, which `{key}` had the {extreme} relative change of {name} from {first} to "
-                f"{last} "
+                f"over the {rows}, which `{key}` had the {extreme} relative change of {name} from {first} to {last} "
                 "(negative for a fall), and how many per cent was it?",
-                f"for every `{key}` of the {rows}, compute by how many per cent {name} changed from {first} "
-                f"to {last}. "
+                f"for every `{key}` of the {rows}, compute by how many per cent {name} changed from {first} to {last}. "
                 f"Where is that change {extreme} (a fall counts as negative), and how much is it?",
-                f"compare {name} in {last} with {first} for each `{key}` among the {rows}: name the one with "
-                "the "
+                f"compare {name} in {last} with {first} for each `{key}` among the {rows}: name the one with the "
                 f"{extreme} percentage change (signed), and the change.",
             ],
             f"The year is `{clock.column}`. Only those with a value in both years count.",

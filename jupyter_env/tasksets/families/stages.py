@@ -36,14 +36,11 @@ def best_of_each_group(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"from the {rows}, keep in every `{group}` group the {k} with the {extreme} "
-                f"{schema.say(one)}. What is "
+                f"from the {rows}, keep in every `{group}` group the {k} with the {extreme} {schema.say(one)}. What is "
                 f"the {word} of {schema.say(two)} over all that are kept?",
-                f"rank the {rows} by {schema.say(one)} within their `{group}` and take the {k} {extreme} of "
-                "each. "
-                f"Give the {word} of {schema.say(two)} over the rows taken, pooled.",
-                f"for each `{group}` among the {rows}, pick the {k} with the {extreme} {schema.say(one)}; "
-                "pool them "
+                f"rank the {rows} by {schema.say(one)} within their `{group}` and take the {k} {extreme} of each. Give "
+                f"the {word} of {schema.say(two)} over the rows taken, pooled.",
+                f"for each `{group}` among the {rows}, pick the {k} with the {extreme} {schema.say(one)}; pool them "
                 f"and compute the {word} of {schema.say(two)}.",
             ],
             f"Leave out groups with at most {k} non-missing values of `{one}`.",
@@ -94,14 +91,11 @@ def two_stages(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"among the {rows}, keep those in `{group}` groups whose {choose_word} {schema.say(one)} is "
-                f"{beyond} the "
-                f"{choose_word} over all of them. What is {aim} over the rows kept?",
-                f"find the `{group}` groups of the {rows} whose {choose_word} of {schema.say(one)} lies "
-                f"{beyond} the "
+                f"among the {rows}, keep those in `{group}` groups whose {choose_word} {schema.say(one)} is {beyond} "
+                f"the {choose_word} over all of them. What is {aim} over the rows kept?",
+                f"find the `{group}` groups of the {rows} whose {choose_word} of {schema.say(one)} lies {beyond} the "
                 f"overall {choose_word}; then give {aim} over the rows of those groups, pooled.",
-                f"what is {aim} over the {rows}, once only `{group}` groups with a {choose_word} of "
-                f"{schema.say(one)} "
+                f"what is {aim} over the {rows}, once only `{group}` groups with a {choose_word} of {schema.say(one)} "
                 f"{beyond} the {choose_word} of all these rows are kept?",
             ],
             "All figures are taken over single rows, not over group figures.",
@@ -122,8 +116,8 @@ def two_stages(schema: Schema, rng: Random) -> Draft:
             *selection.checks,
             (
                 TOO_FEW,
-                f"len(kept) >= 8 and 1 <= len(names) < len(of_groups) and kept[[{one!r}, "
-                f"{two!r}]].dropna().shape[0] > 5",
+                f"len(kept) >= 8 and 1 <= len(names) < len(of_groups) and kept[[{one!r}, {two!r}]].dropna().shape[0] > "
+                "5",
             ),
             (
                 TIES,
@@ -145,14 +139,11 @@ def cumulative_share(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"add up {name} per `{group}` over the {rows}, and rank the groups from the largest sum "
-                "down. How many "
+                f"add up {name} per `{group}` over the {rows}, and rank the groups from the largest sum down. How many "
                 f"of them are needed to reach at least {share}% of the grand total?",
-                f"what is the smallest number of `{group}` groups that together hold at least {share}% of "
-                "the total of "
+                f"what is the smallest number of `{group}` groups that together hold at least {share}% of the total of "
                 f"{name} over the {rows}?",
-                f"over the {rows}, taking `{group}` groups in the order of their total of {name}, largest "
-                "first, after "
+                f"over the {rows}, taking `{group}` groups in the order of their total of {name}, largest first, after "
                 f"how many groups is {share}% of the overall total reached?",
             ],
             "The grand total is that of the groups." if schema.has_missing(group) else "",
@@ -191,15 +182,12 @@ def share_shift(schema: Schema, rng: Random) -> Draft:
             rng,
             schema,
             [
-                f"by how many percentage points did the share of {what} in the total of {name} change from "
-                f"{first} to "
+                f"by how many percentage points did the share of {what} in the total of {name} change from {first} to "
                 f"{last}?",
-                f"what share of the total {name} does {what} hold in {last}, minus its share in {first}, in "
-                "percentage "
+                f"what share of the total {name} does {what} hold in {last}, minus its share in {first}, in percentage "
                 "points?",
-                f"compute the share of {what} in the total of {name} for {first} and for {last}. What is the "
-                "change from "
-                "the earlier to the later, in percentage points?",
+                f"compute the share of {what} in the total of {name} for {first} and for {last}. What is the change "
+                "from the earlier to the later, in percentage points?",
             ],
             f"The year is that of `{time}`. A fall is negative.",
             missing_notes(schema, [measure], [group]),
