@@ -37,9 +37,9 @@ def train(pool: TaskPool, updates: int, batch: int = 4, learning_rate: float = 1
             observation, info = env.reset()
             choice = rng.choice(len(weights), p=chances)
             for code in strategies(pool.get(info["task_id"]).reference_code or "")[choice]:
-                observation, reward, terminated, truncated, info = env.step(say("execute_code", code=code))
+                observation, *_ = env.step(say("execute_code", code=code))
             answer = observation.strip().splitlines()[-1]
-            observation, reward, terminated, truncated, info = env.step(say("final_answer", answer=answer))
+            _, reward, *_ = env.step(say("final_answer", answer=answer))
             choices.append(choice)
             rewards.append(reward)
         advantages = np.array(rewards) - np.mean(rewards)

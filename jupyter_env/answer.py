@@ -30,9 +30,7 @@ MAX_ANSWER_CHARS = 10_000
 """A longer candidate is refused unread: no sound answer is that long, and a dump of candidates may be."""
 
 
-class Number(
-    msgspec.Struct, frozen=True, kw_only=True, tag="number", tag_field="type", forbid_unknown_fields=True
-):
+class Number(msgspec.Struct, frozen=True, kw_only=True, tag="number", tag_field="type", forbid_unknown_fields=True):
     """A real number, equal within half a unit of the last stated decimal, or within a relative tolerance."""
 
     value: float
@@ -57,9 +55,7 @@ class Number(
         _check_writable(self)
 
 
-class Integer(
-    msgspec.Struct, frozen=True, kw_only=True, tag="integer", tag_field="type", forbid_unknown_fields=True
-):
+class Integer(msgspec.Struct, frozen=True, kw_only=True, tag="integer", tag_field="type", forbid_unknown_fields=True):
     """A whole number, exactly."""
 
     value: int
@@ -71,17 +67,13 @@ class Integer(
         _check_writable(self)
 
 
-class Boolean(
-    msgspec.Struct, frozen=True, kw_only=True, tag="boolean", tag_field="type", forbid_unknown_fields=True
-):
+class Boolean(msgspec.Struct, frozen=True, kw_only=True, tag="boolean", tag_field="type", forbid_unknown_fields=True):
     """Yes or no (true and false are read alike)."""
 
     value: bool
 
 
-class Choice(
-    msgspec.Struct, frozen=True, kw_only=True, tag="choice", tag_field="type", forbid_unknown_fields=True
-):
+class Choice(msgspec.Struct, frozen=True, kw_only=True, tag="choice", tag_field="type", forbid_unknown_fields=True):
     """One of the named options, written in full."""
 
     value: str
@@ -92,15 +84,11 @@ class Choice(
             raise ValueError(f"`value` {self.value!r} is not among the options {list(self.options)}")
         folded = {literals.fold(option) for option in self.options}
         if "" in folded or len(folded) < len(self.options):
-            raise ValueError(
-                f"the options differ by more than notation and none is empty, got {list(self.options)}"
-            )
+            raise ValueError(f"the options differ by more than notation and none is empty, got {list(self.options)}")
         _check_writable(self)
 
 
-class Text(
-    msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True
-):
+class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True):
     """A name or short phrase, the whole of it; case, spaces, quotes and a closing full stop do not matter."""
 
     value: str
@@ -113,9 +101,7 @@ class Text(
         _check_writable(self)
 
 
-class Date(
-    msgspec.Struct, frozen=True, kw_only=True, tag="date", tag_field="type", forbid_unknown_fields=True
-):
+class Date(msgspec.Struct, frozen=True, kw_only=True, tag="date", tag_field="type", forbid_unknown_fields=True):
     """A moment as precise as `value` is written: 2023, 2023-01, 2023-01-05, 2023-01-05T14:30, or 14:30."""
 
     value: str
@@ -127,9 +113,7 @@ class Date(
             raise ValueError(f"`value` is an ISO 8601 date or time, got {self.value!r}") from error
 
 
-class Labelled(
-    msgspec.Struct, frozen=True, kw_only=True, tag="labelled", tag_field="type", forbid_unknown_fields=True
-):
+class Labelled(msgspec.Struct, frozen=True, kw_only=True, tag="labelled", tag_field="type", forbid_unknown_fields=True):
     """A label with a number, written `label:number` (DABstep's `E:346.49`)."""
 
     label: str
@@ -141,9 +125,7 @@ class Labelled(
         _check_writable(self)
 
 
-class ListOf(
-    msgspec.Struct, frozen=True, kw_only=True, tag="list", tag_field="type", forbid_unknown_fields=True
-):
+class ListOf(msgspec.Struct, frozen=True, kw_only=True, tag="list", tag_field="type", forbid_unknown_fields=True):
     """Several answers separated by commas or semicolons, or a JSON list."""
 
     items: tuple[Answer, ...]
@@ -154,9 +136,7 @@ class ListOf(
         _check_writable(self)
 
 
-class Named(
-    msgspec.Struct, frozen=True, kw_only=True, tag="named", tag_field="type", forbid_unknown_fields=True
-):
+class Named(msgspec.Struct, frozen=True, kw_only=True, tag="named", tag_field="type", forbid_unknown_fields=True):
     """Named values, each written `@name[value]` (DABench's form); all are needed, and no others."""
 
     values: dict[str, Answer]
@@ -316,9 +296,7 @@ def _tolerance(expected: Number) -> Decimal:
     # The slack keeps a true half, such as 0.125 rounded to 0.12 or 0.13, on the right side of float noise.
     slack = Decimal("1e-9") * max(value, Decimal("1e-6"))
     if expected.decimals is not None:
-        return Decimal(5).scaleb(-expected.decimals - 1) + min(
-            slack, Decimal(1).scaleb(-expected.decimals - 3)
-        )
+        return Decimal(5).scaleb(-expected.decimals - 1) + min(slack, Decimal(1).scaleb(-expected.decimals - 3))
     if expected.rel_tol is not None:
         return literals.exact(expected.rel_tol) * value + Decimal("1e-12") * value
     return Decimal("1e-9") * value
@@ -409,9 +387,7 @@ def _check_writable(answer: Answer) -> None:
     """
     text = reference_text(answer)
     if not verify(text, answer).correct:
-        raise ValueError(
-            f"no text can be this answer: {literals.shown(text)} would be read as something else"
-        )
+        raise ValueError(f"no text can be this answer: {literals.shown(text)} would be read as something else")
 
 
 def from_data(data: Any) -> Answer:

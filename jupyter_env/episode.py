@@ -25,6 +25,7 @@ from jupyter_env.action import (
     Message,
     Parser,
     parse_message,
+    split_reasoning,
     tool_call,
     tool_schemas,
 )
@@ -57,7 +58,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Over all observations: about 60,000 tokens."""
 
     def __post_init__(self) -> None:
-        if self.max_turns < 1 or self.cell_timeout_s <= 0 or self.total_cell_s <= 0 or self.max_observation_chars < 1:
+        if not all(getattr(self, name) > 0 for name in self.__struct_fields__):  # not a number is refused too
             raise ValueError(f"every budget is above 0, got {self}")
 
 
@@ -133,6 +134,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Of the cell, or of the message."""
 
 
+_FAILED = Step(observation="", reward=float("nan"), terminated=False, truncated=True, status="infrastructure_error")
+
+
 class Episode:
     """One task being worked on.
 
@@ -172,6 +176,7 @@ class Episode:
         self._parser = parser
         self._on_infrastructure_error = on_infrastructure_error
         self._interpreter: Interpreter | None = None
+        self._start_error: str | None = None
         self._observed_chars = 0
         self._started_s = monotonic()
         self.record = EpisodeRecord(
@@ -207,7 +212,8 @@ class Episode:
         """Start the interpreter; returns the question's text (the user message).
 
         Raises:
-            InfrastructureError: it could not be started, the second time too where retries are on.
+            InfrastructureError: it could not be started, the second time too where retries are on. In mode "nan"
+                the first step ends the episode instead: one bad start must not end a vector environment.
         """
         attempts = 2 if self._on_infrastructure_error == "retry" else 1
         for attempt in range(1, attempts + 1):
@@ -215,10 +221,11 @@ class Episode:
                 await self._start_interpreter()
                 break
             except InfrastructureError as error:
-                if attempt == attempts:
+                if self._on_infrastructure_error == "nan":
+                    self._start_error = str(error)
+                elif attempt == attempts:
                     self._fail(str(error))
-                    if self._on_infrastructure_error != "nan":
-                        raise
+                    raise
         content: str = self.messages[1]["content"]
         return content
 
@@ -237,23 +244,24 @@ class Episode:
         """
         if self.done or self._interpreter is None:
             raise RuntimeError("the episode has ended" if self.done else "the episode has not started: await start()")
-        if isinstance(message, str):
-            message = {"role": "assistant", "content": message}
-        action = self._parser(message)
+        if self._start_error is not None:
+            self._fail(self._start_error)
+            return _FAILED
+        sent: Message = _encodable({"role": "assistant", "content": message} if isinstance(message, str) else message)
+        action = self._parser(sent)
         self.record.turns += 1
-        stored = self._remember(message, action)
+        stored = self._remember(sent, action)
         if isinstance(action, FinalAnswer):
             return self._end_with_answer(action)
         if isinstance(action, ExecuteCode):
             result = await self._run(action)
             if result is None:
-                failed: StepStatus = "infrastructure_error"
-                return Step(observation="", reward=float("nan"), terminated=False, truncated=True, status=failed)
+                return _FAILED
             self._end_if_spent(result)
             return self._observe(result.text or "(no output)", result.status, stored)
         self.record.malformed_turns += 1
         self._end_if_spent(None)
-        return self._observe(f"Error: {action.reason}.\n{HOW_TO_CALL}", "malformed", stored)
+        return self._observe(f"Error: {neutral(action.reason)}.\n{HOW_TO_CALL}", "malformed", stored)
 
     def _remember(self, message: Message, action: Action) -> Message:
         """Store the agent's message, its call in structured form where it was one."""
@@ -264,10 +272,10 @@ class Episode:
             if native := message.get("tool_calls"):
                 stored["tool_calls"] = [tool_call(action, native[0].get("id") or f"call_{self.record.turns}")]
             elif "<tool_call>" in text:
-                before, _, content = text.rpartition("</think>")
-                stored["content"] = content.partition("<tool_call>")[0].strip()
-                if before:
-                    stored["reasoning_content"] = before.partition("<think>")[2].strip() or before.strip()
+                reasoning, said = split_reasoning(text)
+                stored["content"] = said.partition("<tool_call>")[0].strip()
+                if reasoning:
+                    stored["reasoning_content"] = reasoning
                 stored["tool_calls"] = [tool_call(action, f"call_{self.record.turns}")]
         elif stored.get("tool_calls"):
             stored["tool_calls"] = _storable_calls(stored["tool_calls"], self.record.turns)
@@ -390,6 +398,15 @@ def _size(path: Path) -> str:
     return f"{size:,} bytes" if size < 10_000 else f"{size / 1000:,.0f} kB" if size < 10e6 else f"{size / 1e6:,.0f} MB"
 
 
+def _encodable(value: Any) -> Any:
+    """The message as UTF-8 can hold it: halves of surrogate pairs, which a model can emit, become question marks."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(part) for key, part in value.items()}
+    return [_encodable(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def _storable_calls(calls: Any, turn: int) -> list[dict[str, Any]]:
     """Malformed native calls as data that a server takes back: each with an id, a name and arguments as an object."""
     stored = []
@@ -400,8 +417,8 @@ def _storable_calls(calls: Any, turn: int) -> list[dict[str, Any]]:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
-            except ValueError:
+                arguments = _encodable(json.loads(arguments))
+            except (ValueError, RecursionError):
                 arguments = {"malformed": arguments}
         if not isinstance(arguments, dict):
             arguments = {"malformed": arguments}

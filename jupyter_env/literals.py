@@ -23,9 +23,7 @@ class NotThisType(ValueError):
 CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR"}
 """Currency signs that may stand before or after any number, and the codes that they mean."""
 
-CURRENCY_CODES = frozenset(
-    {*CURRENCIES.values(), "CHF", "CNY", "AUD", "CAD", "BRL", "SEK", "NOK", "DKK", "PLN"}
-)
+CURRENCY_CODES = frozenset({*CURRENCIES.values(), "CHF", "CNY", "AUD", "CAD", "BRL", "SEK", "NOK", "DKK", "PLN"})
 
 _PER_CENT = ("%", "percent", "per cent")
 _WRAPPERS = (("**", "**"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"))

@@ -139,7 +139,7 @@ class TaskPool(Sequence[Task]):
         Raises:
             TaskError: there is none.
         """
-        if task_id not in self._by_id:
+        if not isinstance(task_id, str) or task_id not in self._by_id:
             some = ", ".join(repr(known) for known in list(self._by_id)[:3])
             raise TaskError(f"no task {task_id!r} among the {len(self)} of this pool (its ids look like {some})")
         return self._by_id[task_id]

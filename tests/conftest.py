@@ -1,11 +1,11 @@
 """What several test files use. Being here also puts this folder on the import path, for `fakes`."""
 
 import asyncio
-import os
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -40,22 +40,23 @@ def pool(data_root: Path) -> TaskPool:
 
 
 def kernel_processes() -> list[psutil.Process]:
-    """The processes that belong to kernels of this process: marked ones, whatever session they are in."""
+    """The processes of kernels that this process or its children started, whatever session they are in."""
+    parents = {str(process.pid) for process in (psutil.Process(), *psutil.Process().children(recursive=True))}
     found = []
     for process in psutil.process_iter():
         try:
             environment = process.environ()
         except psutil.Error:
             continue
-        if MARK in environment and environment.get("JPY_PARENT_PID") == str(os.getpid()):
+        if MARK in environment and environment.get("JPY_PARENT_PID") in parents:
             found.append(process)
     return found
 
 
-def eventually(holds: object, within_s: float = 5.0) -> bool:
+def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> bool:
     """Whether the callable becomes true: sockets and threads end a moment after their closing."""
     deadline = time.monotonic() + within_s
-    while not holds():  # type: ignore[operator]
+    while not holds():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
@@ -80,11 +81,13 @@ def no_leaks(warm_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     folder = Path(tempfile.mkdtemp(prefix="jet-"))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     threads, descriptors = set(threading.enumerate()), psutil.Process().num_fds()
-    yield folder
-    assert eventually(lambda: not kernel_processes()), f"left running: {kernel_processes()}"
-    assert eventually(lambda: set(threading.enumerate()) <= threads), f"left: {threading.enumerate()}"
-    assert eventually(lambda: psutil.Process().num_fds() <= descriptors), (
-        f"{psutil.Process().num_fds()} descriptors are open where {descriptors} were before"
-    )
-    assert list(folder.iterdir()) == [], "left in the folder of temporary files"
-    folder.rmdir()
+    try:
+        yield folder
+        assert eventually(lambda: not kernel_processes()), f"left running: {kernel_processes()}"
+        assert eventually(lambda: set(threading.enumerate()) <= threads), f"left: {threading.enumerate()}"
+        assert eventually(lambda: psutil.Process().num_fds() <= descriptors), (
+            f"{psutil.Process().num_fds()} descriptors are open where {descriptors} were before"
+        )
+        assert list(folder.iterdir()) == [], "left in the folder of temporary files"
+    finally:
+        shutil.rmtree(folder)

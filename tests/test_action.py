@@ -197,14 +197,14 @@ ODD = st.recursive(
 NAMED = st.fixed_dictionaries(
     {}, optional={"name": ODD | st.sampled_from(["execute_code", "final_answer"]), "arguments": ODD}
 )
-PIECES = st.lists(
-    st.sampled_from(
-        ["<tool_call>", "</tool_call>", "<think>", "</think>", "```python\n", "```\n", "```", "final_answer:", "*", "\n", " ", "{",
-         "}", '"name"', ":", '"execute_code"', ",", '"arguments"', '"code"', '"x"', "[", "]", "\\u0000", "\\ud83d", "1"]
-    )
-    | st.text(max_size=3),
-    max_size=30,
-).map("".join)  # fmt: skip
+# fmt: off
+WORDS = [
+    "<tool_call>", "</tool_call>", "<think>", "</think>", "```python", "```py", "```", "final_answer:", "*", "{", "}",
+    "[", "]", ":", ",", "\\u0000", "\\ud83d", "1", '"name"', '"execute_code"', '"final_answer"', '"arguments"',
+    '"code"', '"answer"', '"x"',
+]
+# fmt: on
+PIECES = st.lists(st.sampled_from([*WORDS, "\n", " "]) | st.text(max_size=3), max_size=30).map("".join)
 
 
 def is_sound(action: Action) -> bool:
@@ -237,8 +237,8 @@ def test_a_written_call_is_read_back(code: str, comment: str):
 
 @pytest.mark.parametrize(
     "piece",
-    ["```python\n", "```py\nx\n``` x\n", "final_answer: x" + " " * 1000, "final_answer", "<tool_call>", "<tool_call>{}</tool_call>",
-     "</think>", "<think>", " ", "*", "\n", "final_answer: *", "```python\n```\n"],
+    ["```python\n", "```py\nx\n``` x\n", "```python\n```\n", "final_answer: x" + " " * 1000, "final_answer",
+     "final_answer: *", "<tool_call>", "<tool_call>{}</tool_call>", "</think>", "<think>", " ", "*", "\n"],
 )  # fmt: skip
 def test_no_text_takes_long(piece: str):
     started = time.process_time()

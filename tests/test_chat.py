@@ -1,4 +1,4 @@
-"""The one rendering: the same text as the template that trains, and longer conversations that begin with shorter ones."""
+"""The one rendering: the text of the training template, where longer conversations begin with the shorter ones."""
 
 import json
 from pathlib import Path
@@ -56,12 +56,12 @@ def test_the_generation_prompt_of_a_turn_without_thinking_is_what_is_trained_on(
 
 @pytest.mark.parametrize("role", ["developer", "function", ""])
 def test_an_unknown_role_is_refused(role: str):
-    with pytest.raises(ValueError, match="message 1.*system, user, assistant and tool"):
+    with pytest.raises(ValueError, match=r"message 1.*system, user, assistant and tool"):
         render([{"role": "user", "content": "u"}, {"role": role, "content": "x"}])
 
 
-MARKS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
-         "<think>", "</think>", "<tools>", "</tools>", "<|fim_prefix|>"]  # fmt: skip
+MARKS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|fim_prefix|>"]
+MARKS += [f"<{slash}{name}>" for slash in ("", "/") for name in ("tool_call", "tool_response", "think", "tools")]
 
 
 @given(st.lists(st.sampled_from([*MARKS, "<", ">", "|", "/", "a<b", "<b>", "text", "<<", "im_end"])).map("".join))

@@ -205,10 +205,13 @@ def test_answers_that_hedge_or_confuse_are_wrong(lazy: JupyterQAEnv, pool: TaskP
     lazy.reset(options={"task_id": task_id})
     message = call("final_answer", answer=filled_in(answer, pool, task_id))
     observation, reward, terminated, truncated, info = lazy.step(message)
+    msgspec.json.encode(lazy.record)
+    if info["status"] == "malformed":  # no text at all: it is refused as a call, and the episode goes on
+        assert name == "half-a-surrogate-pair" and (reward, terminated) == (0.0, False)
+        return
     assert (observation, reward, terminated, truncated) == ("", 0.0, True, False), info["reason"]
     with pytest.raises(ResetNeeded):
         lazy.step(call("final_answer", answer=reference_text(pool.get(task_id).answer)))
-    msgspec.json.encode(lazy.record)
 
 
 @pytest.mark.parametrize("task_id", GUESSES)

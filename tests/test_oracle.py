@@ -36,7 +36,7 @@ def test_200_generated_tasks_are_sound() -> None:
     async def check() -> list[object]:
         slots = asyncio.Semaphore(4)
 
-        async def one(task):  # noqa: ANN001, ANN202
+        async def one(task):
             async with slots:
                 return await check_task(task, pool)
 

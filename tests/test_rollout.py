@@ -118,7 +118,7 @@ def test_notebook_of_errors_timeouts_and_malformed_turns_runs_again(tmp_path: Pa
     pool = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
     turns = iter(["print('hello')", "1/0", "while True: pass", None, "print(6*7)"])
 
-    def clumsy(task: Task, seed: int):  # noqa: ANN202
+    def clumsy(task: Task, seed: int):
         async def respond(messages: object, tools: object) -> dict[str, str]:
             code = next(turns, "")
             if code is None:

@@ -40,8 +40,12 @@ class Reply(msgspec.Struct, frozen=True):
     raw_content: bytes
 
     def content(self) -> dict[str, Any]:
-        """The decoded content."""
-        content: dict[str, Any] = msgspec.json.decode(self.raw_content)
+        """The decoded content; empty where it is no JSON object (hostile code can write to the sockets)."""
+        try:
+            # Printed surrogates arrive as bytes that are no UTF-8.
+            content = msgspec.json.decode(self.raw_content.decode("utf-8", "replace"), type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError):
+            return {}
         return content
 
 

@@ -33,6 +33,8 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "OP
 """The trainer's variables that a kernel gets: none that could hold a secret."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_WORDS_CHARS = 10_000
+"""Of an exception's name and value each, where the error came when there was no more room for outputs."""
 _LAST_OUTPUT_S = 1.0
 """How long to wait for outputs still under way after the reply, when a flood has cost the last message."""
 
@@ -96,7 +98,8 @@ class LocalKernel:
 
     def _launch(self, folder: Path) -> None:
         connection_file = str(folder / "run" / "kernel.json")
-        write_connection_file(connection_file, transport="ipc", ip=str(folder / "run" / "k"))
+        key = uuid.uuid4().hex.encode()  # ipykernel warns of messages that are not signed
+        write_connection_file(connection_file, transport="ipc", ip=str(folder / "run" / "k"), key=key)
         self._process = KernelProcess(
             [
                 self._settings.python,
@@ -130,7 +133,11 @@ class LocalKernel:
             return CellResult(
                 status="kernel_died", outputs=[], text="The kernel is not running.", duration_s=0, alive=False
             )
-        cell = _Cell(await self._channels.execute(code), self._settings.max_output_bytes)
+        try:
+            request_id = await self._channels.execute(code)
+        except UnicodeEncodeError as error:  # half a surrogate pair: no message can hold it
+            return CellResult(status="code_error", outputs=[], text=f"UnicodeEncodeError: {error}", duration_s=0)
+        cell = _Cell(request_id, self._settings.max_output_bytes)
         reading = asyncio.ensure_future(self._read(cell))
         try:
             status, note = await self._await_end(cell, reading, timeout_s)
@@ -220,6 +227,30 @@ class LocalKernel:
         self._channels = self._process = self._folder = None
 
 
+class _Stream(msgspec.Struct):
+    name: Literal["stdout", "stderr"]
+    text: str
+
+
+class _Error(msgspec.Struct):
+    ename: str
+    evalue: str
+    traceback: list[str]
+
+
+class _Display(msgspec.Struct):
+    data: dict[str, Any]
+    metadata: dict[str, Any] = {}
+    execution_count: int | None = None
+
+    def as_nbformat(self) -> dict[str, Any]:
+        """The data with text where nbformat wants it: code can display any JSON under any type."""
+        return {
+            kind: value if isinstance(value, str) or kind.endswith("json") else str(value)
+            for kind, value in self.data.items()
+        }
+
+
 class _Cell:
     """What has come in of one running cell."""
 
@@ -231,6 +262,7 @@ class _Cell:
         self.dropped_bytes = 0
         self.lost_output = False
         self._room = max_output_bytes
+        self._last_is_beyond_room = False
         self._clear_first = False
 
     def take(self, message: Reply) -> None:
@@ -246,12 +278,25 @@ class _Cell:
             "clear_output",
         ):
             size = len(message.raw_content)
-            if size > self._room and message.kind != "error":
+            if size > self._room:
                 self.dropped_bytes += size
+                if message.kind == "error":
+                    self._add_beyond_room(message)
                 return
             self._room -= size
-            with contextlib.suppress(msgspec.DecodeError, KeyError, TypeError):  # a hostile kernel's own messages
+            with contextlib.suppress(msgspec.ValidationError):  # a hostile kernel's own messages
                 self._add(message.kind, message.content())
+
+    def _add_beyond_room(self, error: Reply) -> None:
+        """Keep the last error's words all the same: it may have ended the cell, and says why."""
+        self._room = 0  # nothing comes after it
+        with contextlib.suppress(msgspec.ValidationError):
+            content = msgspec.convert(error.content(), _Error)
+            if self._last_is_beyond_room:
+                self.outputs.pop()
+            self._last_is_beyond_room = True
+            name, value = content.ename[:_WORDS_CHARS], content.evalue[:_WORDS_CHARS]
+            self.outputs.append({"output_type": "error", "ename": name, "evalue": value, "traceback": []})
 
     def _add(self, kind: str, content: dict[str, Any]) -> None:
         if kind == "clear_output":
@@ -263,29 +308,26 @@ class _Cell:
             self.outputs.clear()
             self._clear_first = False
         if kind == "stream":
-            self._add_stream(content["name"], content["text"])
+            self._add_stream(msgspec.convert(content, _Stream))
         elif kind == "error":
-            self.outputs.append(
-                {"output_type": "error", **{key: content[key] for key in ("ename", "evalue", "traceback")}}
-            )
-        elif kind == "execute_result":
-            result = {
-                "data": content["data"],
-                "metadata": content["metadata"],
-                "execution_count": content["execution_count"],
+            self.outputs.append({"output_type": "error", **msgspec.structs.asdict(msgspec.convert(content, _Error))})
+        else:
+            shown = msgspec.convert(content, _Display)
+            output: dict[str, Any] = {
+                "output_type": "display_data",
+                "data": shown.as_nbformat(),
+                "metadata": shown.metadata,
             }
-            self.outputs.append({"output_type": "execute_result", **result})
-        else:
-            self.outputs.append(
-                {"output_type": "display_data", "data": content["data"], "metadata": content["metadata"]}
-            )
+            if kind == "execute_result":
+                output |= {"output_type": kind, "execution_count": shown.execution_count}
+            self.outputs.append(output)
 
-    def _add_stream(self, name: Literal["stdout", "stderr"], text: str) -> None:
+    def _add_stream(self, stream: _Stream) -> None:
         last = self.outputs[-1] if self.outputs else {}
-        if last.get("output_type") == "stream" and last.get("name") == name:
-            last["text"] += text
+        if last.get("output_type") == "stream" and last.get("name") == stream.name:
+            last["text"] += stream.text
         else:
-            self.outputs.append({"output_type": "stream", "name": name, "text": text})
+            self.outputs.append({"output_type": "stream", "name": stream.name, "text": stream.text})
 
     def drop_note(self) -> str:
         """Says what output was not kept; empty if all was."""
@@ -350,16 +392,13 @@ def _matplotlib_cache(folder: Path) -> Path:
 
 def _remove(folder: Path) -> None:
     """Delete the folder, also where the code has taken its own permissions away."""
-
-    def make_writable(_function: object, path: str, _error: object) -> None:
-        with contextlib.suppress(OSError):
-            Path(path).parent.chmod(0o700)
-            Path(path).chmod(0o700)
-
-    for _ in range(3):
-        if not folder.exists():
-            return
-        shutil.rmtree(folder, onerror=make_writable)
+    if folder.exists():
+        folder.chmod(0o700)
+        for parent, names, _ in os.walk(folder):  # from the top, so that each is opened before it is entered
+            for path in (Path(parent, name) for name in names):
+                if not path.is_symlink():
+                    path.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _exit_text(code: int) -> str:

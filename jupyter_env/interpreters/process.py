@@ -67,16 +67,25 @@ class KernelProcess:
 
     def kill(self) -> None:
         """SIGKILL the group and every descendant, also those in other sessions, and reap the kernel."""
+        stray = self._descendants()
         for _ in range(3):  # a process may fork between being found and being killed
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-            stray = self._strays()
+            stray += self._strays()
             for process in stray:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             if not stray:
                 break
+            stray = []
         self._process.wait()
+
+    def _descendants(self) -> list[psutil.Process]:
+        """Those that a living kernel still has, marked or not."""
+        with contextlib.suppress(psutil.Error):
+            if self._process.poll() is None:
+                return psutil.Process(self.pid).children(recursive=True)
+        return []
 
     def _strays(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if process.pid != self.pid and self._is_ours(process)]

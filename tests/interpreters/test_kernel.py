@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from conftest import eventually, kernel_processes
+
 from jupyter_env.interpreters import CellResult, InfrastructureError, KernelSettings, LocalKernel
 from jupyter_env.interpreters.kernel import _remove
 
@@ -49,14 +48,13 @@ SURVIVED: dict[str, tuple[str, str, str, float]] = {
     "an endless loop of prints": ("while True: print('spam')", "timeout", "lines shown", 1),
     "an exception": ("1 / 0", "code_error", "ZeroDivisionError: division by zero", 20),
     "no Python": ("this is no python", "code_error", "SyntaxError", 20),
-    "an endless recursion": ("def f(): return f()\nf()", "code_error", "RecursionError", 20),
     "a request for 8 TB": ("import numpy as np; np.ones(10**12)", "out_of_memory", "MemoryError", 20),
     "300,000 prints": ("for i in range(300_000): print(i)", "ok", "of 300000 lines shown", 20),
     "a print of 100 MB": ("print('x' * 10**8)", "ok", "output too long", 20),
     "a print of 20 MB, then an error": ("print('x' * 2 * 10**7); 1 / 0", "code_error", "ZeroDivisionError", 20),
     "a thousand figures of 100 kB": (
         "for i in range(1000): display({'image/png': 'A' * 10**5}, raw=True)", "ok", "output too long", 20),
-    "100,000 displays": ("for i in range(100_000): display({'text/plain': 'x'}, raw=True)", "ok", "too long", 20),
+    "3,000 displays": ("for i in range(3000): display({'text/plain': 'x'}, raw=True)", "ok", "lines shown", 20),
     "a thousand errors": (
         "ip = get_ipython()\nfor i in range(1000):\n    try: raise ValueError('y' * 20_000)\n"
         "    except ValueError: ip.showtraceback()\n1 / 0", "code_error", "ZeroDivisionError: division by zero", 20),
@@ -68,22 +66,24 @@ SURVIVED: dict[str, tuple[str, str, str, float]] = {
     "a NUL byte": ("print('a\0b')", "code_error", "null bytes", 20),
     "half a surrogate pair in the code": ("print('\ud83d')", "code_error", "surrogates not allowed", 20),
     "half a surrogate pair printed": ("print(chr(0xd83d) + 'after')", "ok", "", 20),
-    "an escaped byte printed": ("print(chr(0xdc80) + 'after')", "ok", "", 20),
+    "an escaped byte printed": ("print(chr(0xdc80) + 'after')", "ok", "after", 20),
     "half a surrogate pair raised": ("raise ValueError(chr(0xd83d))", "code_error", "", 20),
-    "an escaped byte raised": ("raise ValueError(chr(0xdc80))", "code_error", "", 20),
-    "5 MB of code": ("x = 1\n" * 850_000, "ok", "", 60),
+    "an escaped byte raised": ("raise ValueError(chr(0xdc80))", "code_error", "ValueError: ", 20),
+    "5 MB of code": (f"x = '{'y' * 5_000_000}'; print(len(x))", "ok", "5000000", 20),
     "deleting its working folder": ("import os, shutil; shutil.rmtree(os.getcwd())", "ok", "", 20),
     "taking its folder's permissions away": (
         "import os\nos.makedirs('a/b/c/d/e')\nfor p in ('a/b/c/d', 'a/b/c', 'a/b', 'a', '.', '..'): os.chmod(p, 0)",
         "ok", "", 20),
     "a symlink to the outside": ("import os; os.symlink('/etc', 'etc'); os.chmod('.', 0o500)", "ok", "", 20),
     "displays that are no text": (
-        "display({'text/plain': 5}, raw=True); display({'image/png': None, 'x': [1]}, raw=True); print('end')", "ok", "end", 20),
+        "display({'text/plain': 5}, raw=True); display({'image/png': None, 'x': [1]}, raw=True); print('end')",
+        "ok", "5\n[image/png]\nend", 20),
     "messages that are none": (
         "k = get_ipython().kernel\n"
-        "for kind, content in (('stream', {'name': 'stdout', 'text': 5}), ('stream', {}), ('display_data', {'data': 5,\n"
-        "    'metadata': 1}), ('error', {'ename': 1, 'evalue': None, 'traceback': 7}), ('status', {'execution_state': []}),\n"
-        "    ('clear_output', {}), ('execute_result', {'data': [], 'metadata': {}, 'execution_count': 'x'})):\n"
+        "for kind, content in (('clear_output', {}), ('stream', {'name': 'stdout', 'text': 5}), ('stream', {}),\n"
+        "    ('display_data', {'data': 5, 'metadata': 1}), ('display_data', {'data': {'text/plain': None}}),\n"
+        "    ('error', {'ename': 1, 'evalue': None, 'traceback': 7}), ('status', {'execution_state': []}),\n"
+        "    ('execute_result', {'data': [], 'metadata': {}, 'execution_count': 'x'})):\n"
         "    k.session.send(k.iopub_socket, kind, content, parent=k.get_parent())\n"
         "k.session.send(k.iopub_socket, 'stream', {'name': 'stdout', 'text': 'end'}, parent=k.get_parent())",
         "ok", "end", 20),
@@ -114,9 +114,10 @@ async def test_the_kernel_stays_usable(code: str, status: str, says: str, timeou
 # Code that loses the kernel: the status, what the model reads, and seconds before the interrupt.
 LOST: dict[str, tuple[str, str, str, float]] = {
     "catching every interrupt": (
-        "while True:\n    try:\n        while True: pass\n    except BaseException: pass", "timeout", "killed", 0.5),
+        "import time\nwhile True:\n    try: time.sleep(1)\n    except BaseException: pass", "timeout", "killed", 0.5),
     "ignoring SIGINT": (
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1000)", "timeout", "killed", 0.5),
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1000)",
+        "timeout", "killed", 0.5),
     "stopping itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "timeout", "killed", 0.5),
     "os._exit": ("import os; os._exit(3)", "kernel_died", "exit code 3", 20),
     "a segmentation fault": ("import ctypes; ctypes.string_at(0)", "kernel_died", "SIGSEGV", 20),
@@ -155,9 +156,11 @@ DAEMONS = {
     "a child": "import subprocess; child = subprocess.Popen(['sleep', '1000'])",
     "a child in a session of its own": "import subprocess; subprocess.Popen(['sleep', '1000'], start_new_session=True)",
     "a child without the environment": (
-        "import subprocess; child = subprocess.Popen(['sleep', '1000'], start_new_session=True, env={'PATH': '/bin:/usr/bin'})"),
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '1000'], start_new_session=True, env={'PATH': '/bin:/usr/bin'})"),
     "a daemon": (
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(1000)\n    os._exit(0)"),
+        "import os, time\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(1000)\n    os._exit(0)"),
     "a daemon that ignores signals": (
         "import os, subprocess\nsubprocess.Popen('trap \"\" INT TERM HUP; sleep 1000 & sleep 1000', shell=True, "
         "start_new_session=True)"),
@@ -179,6 +182,12 @@ async def test_children_end_with_the_kernel(code: str, dies: bool):
         if dies and "env=" not in code:  # an orphan without the mark cannot be told from anyone's process
             await run(kernel, "import os; os._exit(0)")
     assert eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+async def test_5_mb_of_lines_are_too_slow_to_compile():
+    async with running() as kernel:
+        result = await run(kernel, "x = 1\n" * 850_000, 1.0)
+        assert result.status == "timeout" and result.duration_s < 5
 
 
 async def test_threads_that_go_on_printing():
@@ -319,29 +328,27 @@ async def test_closing_twice_and_before_the_start():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
-def test_folders_without_permissions_are_removed_and_links_not_followed(tmp_path: Path):
-    tmp_path.chmod(0o755)
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    outside.chmod(0o555)
+def test_folders_without_permissions_are_removed_and_links_not_followed(no_leaks: Path):
     is_root = os.geteuid() == 0
-    folder = Path(tempfile.mkdtemp(prefix="jet-"))
+    folder = no_leaks / "folder"
+    outside = no_leaks / "outside"
+    for path in (folder, outside):
+        path.mkdir()
     if is_root:  # whom no permission stops
-        os.chown(folder, 65534, 65534)
+        for path in (no_leaks, folder, outside):
+            os.chown(path, 65534, 65534)
         os.seteuid(65534)
     try:
         nested = folder.joinpath(*"abcdefgh")
         nested.mkdir(parents=True)
         (nested / "file").write_text("x")
         (folder / "a" / "link").symlink_to(outside)
-        for path in (nested, *nested.parents):
+        outside.chmod(0o555)
+        for path in (nested, *nested.parents[:8]):
             path.chmod(0)
-            if path == folder:
-                break
         _remove(folder)
     finally:
         if is_root:
             os.seteuid(0)
-        left = folder.exists()
-        shutil.rmtree(folder, ignore_errors=True)
-    assert not left and outside.stat().st_mode & 0o777 == 0o555
+    assert not folder.exists() and outside.stat().st_mode & 0o777 == 0o555
+    outside.rmdir()
