@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test soak lint docs-check clean
+.PHONY: help demo test soak lint clean
 .DEFAULT_GOAL := help
 
 help:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from jupyter_env.answer import Boolean, Choice, ListOf, Named, NotApplicable, describe, reference_text, verify
-from jupyter_env.interpreters import InfrastructureError, KernelSettings, LocalKernel
+from jupyter_env.interpreters import InfrastructureError, KernelSettings, make_kernel
 from jupyter_env.interpreters.executor import printed
 from jupyter_env.literals import fold, shown
 from jupyter_env.task import Task, TaskDataError, TaskPool
@@ -67,7 +67,7 @@ async def check_task(task: Task, pool: TaskPool, kernel: KernelSettings = Kernel
 
 async def _wrong_reference(task: Task, files: dict[str, Path], where: str, settings: KernelSettings) -> str | None:
     """Run the reference code in a kernel of its own; what is wrong with it, if anything."""
-    kernel = LocalKernel(settings)
+    kernel = make_kernel(settings)
     try:
         await kernel.start(files)
         result = await kernel.run_cell(task.reference_code or "", timeout_s=60)
@@ -107,6 +107,7 @@ def _most_common(path: Path) -> Iterator[tuple[str, str]]:
     """The most common value of each column of a CSV file, if it has a column where one comes twice."""
     if path.suffix.lower() != ".csv":
         return
+    csv.field_size_limit(1 << 30)  # the default refuses long texts; a process-wide setting, and a sane one
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         rows = csv.reader(lines)
         header = next(rows, [])

@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 the checks found problems, 2 bad input, 3 the machine fail
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 import webbrowser
@@ -36,21 +38,35 @@ from jupyter_env.task import TaskError, TaskPool
 app = typer.Typer(
     help="Data-science agents in Jupyter notebooks: tasks, episodes, scores.",
     no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 tasks_app = typer.Typer(help="Make, read and check pools of tasks.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # a cell may print ":100:"
+err = Console(stderr=True, emoji=False)
 
 PoolFile = Annotated[
     str, typer.Argument(help="A pool: .jsonl, .parquet or a hub id such as owner/name.", metavar="POOL")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same tasks.", min=0)]
-Concurrency = Annotated[int | None, typer.Option(help="Episodes at a time. Default: twice the cores.", min=1)]
+Concurrency = Annotated[int | None, typer.Option(help="Kernels at a time. Default: twice the cores.", min=1)]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the tables. Default: `data` beside the pool.")]
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Data-science agents in Jupyter notebooks: tasks, episodes, scores."""
+    if version:
+        from jupyter_env import __version__
+
+        out.print(__version__)
+        raise typer.Exit
 
 
 @app.command(epilog="Example: `jupyter-env demo --tasks 12`")
@@ -74,6 +90,7 @@ def rollout_command(
         list[str] | None,
         typer.Option(help=f"One of {', '.join(AGENTS)}; may be given several times. Default: oracle."),
     ] = None,
+    data_root: DataRoot = None,
     n: Annotated[int, typer.Option(help="Episodes per task and agent.", min=1)] = 1,
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Of the run; default: the time.")] = None,
@@ -83,14 +100,16 @@ def rollout_command(
     json: Json = False,
 ) -> None:
     """Run scripted agents on a pool; writes episodes, notebooks and a report."""
-    agents = agent or ["oracle"]
+    agents = list(dict.fromkeys(agent or ["oracle"]))
     if unknown := sorted(set(agents) - set(AGENTS)):
         raise TaskError(f"there is no agent {', '.join(unknown)}; the agents are {', '.join(AGENTS)}")
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        raise TaskError(f"--name is the name of one folder below {runs}, got {name!r}")
     folder = runs / (name or time.strftime("rollout-%Y%m%d-%H%M%S"))
     if (folder / "episodes.jsonl").exists():
         raise TaskError(f"{folder} holds a run already; give another --name")
     budget = Budget(max_turns=max_turns, cell_timeout_s=cell_timeout)
-    _run(TaskPool.load(pool), agents, n, folder, concurrency, budget, json)
+    _run(TaskPool.load(pool, data_root), agents, n, folder, concurrency, budget, json)
 
 
 def _run(
@@ -115,8 +134,11 @@ def _run(
             )
         )
     with err.status("Writing notebooks and the report ..."):
-        pool.save(folder / "tasks.jsonl", with_data=False)
-        pool.copy_data(folder / "notebooks" / "data")
+        pool.save(folder / "tasks.jsonl")
+        # Where the notebooks look for it, without a second copy.
+        (folder / "notebooks").mkdir(exist_ok=True)
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "notebooks" / "data").symlink_to("../data")
         for record in records:
             write_notebook(record, folder / "notebooks" / f"{_file_name(record.id)}.ipynb")
         write_report(records, folder / "report.html", title=folder.name)
@@ -161,7 +183,7 @@ def _rate_text(rate: PassRate | None) -> str:
     if rate is None:
         return "-"
     low, high = rate.interval
-    return f"{rate.rate:.0%} ({rate.correct}/{rate.episodes})\n{low:.0%} to {high:.0%}"
+    return f"{rate.rate:.1%} ({rate.correct}/{rate.episodes})\n{low:.0%} to {high:.0%}"
 
 
 def _file_name(record_id: str) -> str:
@@ -197,12 +219,16 @@ def play(
     "generate", epilog="Example: `jupyter-env tasks generate --n 1000 --tables my_csvs --out pool/tasks.jsonl`"
 )
 def tasks_generate(
-    path: Annotated[Path, typer.Option("--out", help="File to write: .jsonl or .parquet.")],
+    path: Annotated[Path, typer.Option("--out", help="File to write: .jsonl or .parquet; must not exist yet.")],
     n: Annotated[int, typer.Option(help="How many.", min=1)] = 100,
     seed: Seed = 0,
     tables: Annotated[Path | None, typer.Option(help="A folder of CSV files; default: the embedded tables.")] = None,
 ) -> None:
     """Generate tasks with executed reference code."""
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise TaskError(f"{path}: a pool is saved as .jsonl or .parquet")
+    if path.exists():
+        raise TaskError(f"{path} exists already; give another --out or remove it")
     with err.status(f"Making {n} tasks ..."):
         pool = TaskPool.procedural(n, seed=seed, tables=tables)
         pool.save(path)
@@ -217,6 +243,8 @@ def tasks_list(
     json: Json = False,
 ) -> None:
     """The tasks of a pool, a line each."""
+    if level is not None and level not in LEVELS:
+        raise TaskError(f"the levels are {', '.join(LEVELS)}, not {level!r}")
     tasks = TaskPool.load(pool).filter(lambda task: level is None or task.level == level)
     if json:
         _print_json(
@@ -228,7 +256,7 @@ def tasks_list(
         return
     table = Table(caption=f"{min(limit, len(tasks))} of {len(tasks)} tasks")
     for column in ("id", "level", "data set", "question"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "id")  # an id is there to be copied
     for task in tasks[:limit]:
         table.add_row(*map(escape, (task.id, task.level, task.dataset, task.question)))
     out.print(table)
@@ -261,12 +289,15 @@ def tasks_show(
 def tasks_check(
     pool: PoolFile,
     limit: Annotated[int | None, typer.Option(help="Only the first so many.", min=1)] = None,
+    data_root: DataRoot = None,
     concurrency: Concurrency = None,
     json: Json = False,
 ) -> None:
     """Check that each task is sound: reference right in two kernels, cheap answers wrong, tables in place."""
-    tasks = TaskPool.load(pool)[:limit]
-    reports = asyncio.run(_check_all(tasks, concurrency or 4))
+    tasks = TaskPool.load(pool, data_root)[:limit]
+    if not len(tasks):
+        raise TaskError("the pool is empty; there is nothing to check")
+    reports = asyncio.run(_check_all(tasks, concurrency or 2 * (os.cpu_count() or 1)))
     unsound = [report for report in reports if not report.sound]
     if json:
         _print_json(reports)
@@ -317,6 +348,8 @@ def _print_json(data: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that a person can act on are one plain message, not a traceback."""
+    # As Ctrl-C does, so that kernels and their folders go; batch systems stop jobs this way.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except TaskError as error:

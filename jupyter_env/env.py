@@ -13,7 +13,7 @@ from gymnasium.spaces import Text
 from jupyter_env.action import Message, Parser, parse_message, tool_schemas
 from jupyter_env.blocking import LoopThread
 from jupyter_env.episode import SYSTEM_PROMPT, Budget, Episode, EpisodeRecord, OnInfrastructureError, Step
-from jupyter_env.interpreters import Interpreter, KernelSettings, LocalKernel
+from jupyter_env.interpreters import Interpreter, KernelSettings, make_kernel
 from jupyter_env.task import Task, TaskError, TaskPool
 
 Result = TypeVar("Result")
@@ -74,8 +74,8 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
     Args:
         task_pool: the tasks; `reset` draws one by weight.
         budget: turn, time and output limits of an episode.
-        kernel: how the local kernel is started and what it may use.
-        make_interpreter: another interpreter in place of the local kernel.
+        kernel: how the kernel is started and isolated, and what it may use.
+        make_interpreter: another interpreter in place of the kernel.
         on_infrastructure_error: "retry" (once, on a fresh kernel, replaying the cells; then raise), "raise", or
             "nan" (truncated, with a reward that is not a number).
         system_prompt: the first message of `messages`.
@@ -102,6 +102,8 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
         parser: Parser = parse_message,
         render_mode: str | None = None,
     ) -> None:
+        if isinstance(task_pool, str):
+            raise TypeError(f"`task_pool` is a pool, not its path: use TaskPool.load({task_pool!r})")
         self.task_pool = task_pool if isinstance(task_pool, TaskPool) else TaskPool(task_pool)
         if not any(task.weight > 0 for task in self.task_pool):
             raise TaskError("the pool is empty, or no task has a weight above 0; there is nothing to draw")
@@ -113,10 +115,11 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
         self.render_mode = render_mode
         self.observation_space = AnyText()
         self.action_space = AnyText()
-        self._make_interpreter = make_interpreter or (lambda: LocalKernel(kernel))
+        self._make_interpreter = make_interpreter or (lambda: make_kernel(kernel))
         self._on_infrastructure_error = on_infrastructure_error
         self._require_comment = require_comment
         self._parser = parser
+        self._resets = 0  # numbers the episodes, so that the ids of their records differ
         self._running = _Running()
         # At exit and at garbage collection alike; a `__del__` would run when threads are gone already.
         weakref.finalize(self, self._running.close)
@@ -165,8 +168,9 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
             require_comment=self._require_comment,
             parser=self._parser,
             on_infrastructure_error=self._on_infrastructure_error,
-            seed=seed or 0,
+            seed=self._resets,
         )
+        self._resets += 1
         self._running.episode = episode
         observation = self._running.run(episode.start())
         return observation, {"task_id": task.id, "level": task.level, "dataset": task.dataset}

@@ -8,7 +8,7 @@ from rich.markup import escape
 from jupyter_env.action import ExecuteCode, FinalAnswer, tool_call
 from jupyter_env.blocking import LoopThread
 from jupyter_env.episode import Episode
-from jupyter_env.interpreters import LocalKernel
+from jupyter_env.interpreters import make_kernel
 from jupyter_env.task import TaskPool
 
 HELP = "Type a cell and end it with an empty line to run it. `/answer TEXT` answers, `/quit` gives up."
@@ -23,7 +23,7 @@ def play_episode(pool: TaskPool, task_id: str | None, seed: int, console: Consol
     """
     task = pool.get(task_id) if task_id else pool.sample(1, seed)[0]
     files = {file.path: pool.file_path(file) for file in task.files}
-    episode = Episode(task, files, LocalKernel, agent="person")
+    episode = Episode(task, files, make_kernel, agent="person")
     loop = LoopThread()
     try:
         console.print(escape(loop.run(episode.start())), highlight=False)
@@ -50,10 +50,10 @@ def _read_action(console: Console) -> ExecuteCode | FinalAnswer | None:
         try:
             line = console.input("[bold]... [/bold]" if lines else "[bold]>>> [/bold]")
         except EOFError:
-            return None
+            return ExecuteCode(code="\n".join(lines)) if lines else None
         if not lines and line.strip() == "/quit":
             return None
-        if not lines and line.startswith("/answer"):
+        if not lines and line.split(" ")[0] == "/answer":
             return FinalAnswer(answer=line.removeprefix("/answer").strip())
         if line.strip():
             lines.append(line)

@@ -1,4 +1,7 @@
-"""Makes `gymnasium.make("jupyter_env/JupyterQA-v0", task_pool=...)` work wherever the package is installed."""
+"""Makes `gymnasium.make("jupyter_env/JupyterQA-v0", task_pool=...)` work once the package is imported.
+
+Without the import, `gymnasium.make("jupyter_env:jupyter_env/JupyterQA-v0", ...)` does it.
+"""
 
 import gymnasium
 
@@ -6,6 +9,6 @@ ENV_ID = "jupyter_env/JupyterQA-v0"
 
 
 def register() -> None:
-    """Register the environment; a second call does nothing. Gymnasium calls it through its plugin entry point."""
+    """Register the environment; a second call does nothing. Importing `jupyter_env` calls it."""
     if ENV_ID not in gymnasium.registry:
         gymnasium.register(ENV_ID, entry_point="jupyter_env.env:JupyterQAEnv")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from jupyter_env.episode import EPISODE_SCHEMA_VERSION, Budget, Episode, EpisodeRecord
-from jupyter_env.interpreters import InfrastructureError, Interpreter, KernelSettings, LocalKernel
+from jupyter_env.interpreters import InfrastructureError, Interpreter, KernelSettings, make_kernel
 from jupyter_env.scripted import MakeModel, Model
 from jupyter_env.task import Task, TaskError, TaskPool
 
@@ -92,7 +92,7 @@ async def rollout(
         async def run(job: Job) -> EpisodeRecord:
             async with slots:
                 record = await run_episode(
-                    job, pool, agents[job.agent], budget=budget, make_interpreter=lambda: LocalKernel(kernel)
+                    job, pool, agents[job.agent], budget=budget, make_interpreter=lambda: make_kernel(kernel)
                 )
             lines.write(encoder.encode(record) + b"\n")
             lines.flush()
@@ -102,6 +102,12 @@ async def rollout(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(run(job)) for job in jobs]
     return [task.result() for task in tasks]
+
+
+def write_records(records: Iterable[EpisodeRecord], path: Path) -> None:
+    """Write episodes as JSON lines, over what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records))
 
 
 def read_records(path: Path) -> Iterator[EpisodeRecord]:

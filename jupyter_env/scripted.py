@@ -42,8 +42,8 @@ def oracle(task: Task, seed: int) -> Model:
         steps = [*([_look(task.files[0].path)] if task.files else []), _solve(task.reference_code)]
         if turn < len(steps):
             return _call(steps[turn])
-        lines = str(messages[-1]["content"]).split("\n[")[0].strip().splitlines()
-        return _call(FinalAnswer(answer=lines[-1] if lines else ""))
+        shown = re.sub(r"\n\[\d+ turns? left: call final_answer\]$", "", str(messages[-1]["content"]))
+        return _call(FinalAnswer(answer=(shown.strip().splitlines() or [""])[-1]))
 
     return respond
 

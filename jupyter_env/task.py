@@ -98,7 +98,8 @@ class TaskPool(Sequence[Task]):
         data_root: folder below which each `DataFile.path` lies; None if no task has files.
 
     Raises:
-        TaskError: two tasks share an id, or a task has files and no `data_root` is given.
+        TaskError: two tasks share an id, or expect different contents of one path; or a task has files and no
+            `data_root` is given.
     """
 
     def __init__(self, tasks: Iterable[Task], data_root: str | Path | None = None) -> None:
@@ -109,6 +110,12 @@ class TaskPool(Sequence[Task]):
             ids = [task.id for task in self._tasks]
             twice = next(task_id for task_id in ids if ids.count(task_id) > 1)
             raise TaskError(f"the id {twice!r} comes more than once; every task of a pool needs its own")
+        contents: dict[str, str] = {}
+        for file in (file for task in self._tasks for file in task.files):
+            if contents.setdefault(file.path, file.sha256) != file.sha256:
+                raise TaskError(
+                    f"two tasks expect different contents of {file.path!r}; give the tables paths of their own"
+                )
         if self.data_root is None and any(task.files for task in self._tasks):
             raise TaskError("the tasks have data files, so the pool needs `data_root`, the folder that holds them")
 
@@ -174,12 +181,20 @@ class TaskPool(Sequence[Task]):
         Args:
             held_out: share of the tasks to hold out, from 0 to 1.
             seed: of the order in which groups are taken.
+
+        Raises:
+            TaskError: a share between 0 and 1 is asked for, and all tasks go together.
         """
         if not 0 <= held_out <= 1:
             raise TaskError(f"`held_out` is a share from 0 to 1, got {held_out}")
         groups = sorted(_groups_by_data(self._tasks), key=lambda ids: ids[0])
         random.Random(seed).shuffle(groups)
         held: set[str] = set()
+        if 0 < held_out < 1 and len(groups) == 1:
+            raise TaskError(
+                f"all {len(self)} tasks share tables or a data set, so none can be held out; give the tasks of "
+                "different tables different `dataset` names"
+            )
         for ids in groups:
             # Taken if the share is then nearer than without it.
             if abs(len(held) + len(ids) - held_out * len(self)) < abs(len(held) - held_out * len(self)):
@@ -190,12 +205,11 @@ class TaskPool(Sequence[Task]):
         """Where a task's table lies on this machine, after its checks.
 
         Raises:
-            TaskDataError: it is missing, outside the data folder, or its content is not the expected one.
+            TaskDataError: it is missing, or its content is not the expected one.
         """
         assert self.data_root is not None
-        path = (self.data_root / file.path).resolve()
-        if not path.is_relative_to(self.data_root):
-            raise TaskDataError(f"{file.path} leads outside {self.data_root}; a table must lie within it")
+        # Links are followed: the hub's cache is made of them, and the content is pinned by its sha256.
+        path = self.data_root / file.path
         if not path.is_file():
             raise TaskDataError(f"{path} is missing; give the folder that holds the pool's tables as `data_root`")
         found = _cached_sha256(path)
@@ -211,16 +225,18 @@ class TaskPool(Sequence[Task]):
             TaskDataError: a table is missing or changed.
         """
         path = Path(path)
+        if path.suffix not in (".jsonl", ".parquet"):
+            raise TaskError(f"{path}: a pool is saved as .jsonl or .parquet")
         path.parent.mkdir(parents=True, exist_ok=True)
+        if with_data:  # first: if a table is in the way, what lies here stays as it is
+            self.copy_data(path.parent / "data")
+        unfinished = path.with_name(f".{path.name}.unfinished")
         if path.suffix == ".jsonl":
             encoder = msgspec.json.Encoder(order="sorted")
-            path.write_bytes(b"".join(encoder.encode(task) + b"\n" for task in self))
-        elif path.suffix == ".parquet":
-            _datasets_library().Dataset.from_list([_to_row(task) for task in self]).to_parquet(str(path))
+            unfinished.write_bytes(b"".join(encoder.encode(task) + b"\n" for task in self))
         else:
-            raise TaskError(f"{path}: a pool is saved as .jsonl or .parquet")
-        if with_data:
-            self.copy_data(path.parent / "data")
+            _datasets_library().Dataset.from_list([_to_row(task) for task in self]).to_parquet(str(unfinished))
+        unfinished.replace(path)
 
     def copy_data(self, folder: Path) -> None:
         """Copy the tables of all tasks to below `folder`; files already there with the right content stay.
@@ -229,12 +245,14 @@ class TaskPool(Sequence[Task]):
             TaskError: a different file lies where a table should go.
             TaskDataError: a table is missing or changed.
         """
-        for file in {file.path: file for task in self for file in task.files}.values():
-            origin, target = self.file_path(file), folder / file.path
-            if target.resolve() == origin:
-                continue
-            if target.exists() and sha256_of(target) != file.sha256:
+        files = {file.path: file for task in self for file in task.files}.values()
+        missing = [file for file in files if not (folder / file.path).exists()]
+        for file in files:
+            target = folder / file.path
+            if file not in missing and sha256_of(target) != file.sha256:
                 raise TaskError(f"{target} is in the way: it is not the table of this pool; move it or save elsewhere")
+        for file in missing:
+            origin, target = self.file_path(file), folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin, target)
 
@@ -254,13 +272,21 @@ class TaskPool(Sequence[Task]):
         if path.suffix == ".jsonl" and path.is_file():
             return cls(_read_jsonl(path), data_root or path.parent / "data")
         if path.suffix == ".parquet" and path.is_file():
-            rows = _datasets_library().Dataset.from_parquet(str(path), keep_in_memory=True)
+            try:
+                rows = _datasets_library().Dataset.from_parquet(str(path), keep_in_memory=True)
+            except (ValueError, OSError) as error:
+                raise TaskError(f"{path} is no readable Parquet file: {error}") from error
             return cls(_from_rows(rows, str(path)), data_root or path.parent / "data")
         if path.exists() or path.suffix in (".jsonl", ".parquet") or str(source).count("/") != 1:
             problem = "is no .jsonl or .parquet file" if path.exists() else "does not exist"
             raise TaskError(f"{source} {problem}; expected a pool's file, or a hub id such as owner/name")
-        rows = _datasets_library().load_dataset(str(source), split=split)
-        return cls(_from_rows(rows, str(source)), data_root or _hub_data(str(source)))
+        library = _datasets_library()
+        try:
+            rows = library.load_dataset(str(source), split=split)
+            root = data_root or _hub_data(str(source))
+        except (OSError, ValueError) as error:  # the hub's errors are one or the other
+            raise TaskError(f"{source} is no file, and as a hub data set it cannot be read: {error}") from error
+        return cls(_from_rows(rows, str(source)), root)
 
     @classmethod
     def procedural(

@@ -10,7 +10,8 @@ import msgspec
 
 from jupyter_env.blocking import LoopThread
 from jupyter_env.interpreters.base import CellResult
-from jupyter_env.interpreters.kernel import KernelSettings, LocalKernel
+from jupyter_env.interpreters.isolated import make_kernel
+from jupyter_env.interpreters.kernel import KernelSettings
 
 _MAX_PRINTED_BYTES = 256 * 1024**2
 
@@ -28,7 +29,7 @@ def kernel_executor(
     Raises:
         InfrastructureError: the kernel does not start.
     """
-    kernel = LocalKernel(msgspec.structs.replace(settings, max_output_bytes=_MAX_PRINTED_BYTES))
+    kernel = make_kernel(msgspec.structs.replace(settings, max_output_bytes=_MAX_PRINTED_BYTES))
     loop = LoopThread()
 
     def execute(code: str) -> str:

@@ -27,7 +27,7 @@ from jupyter_client.connect import write_connection_file
 from jupyter_env.interpreters.base import CellResult, InfrastructureError, Status
 from jupyter_env.interpreters.channels import Channels, Reply
 from jupyter_env.interpreters.output import OutputLimits, render_outputs
-from jupyter_env.interpreters.process import MARK, KernelProcess
+from jupyter_env.interpreters.process import MARK, KernelProcess, Process
 
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """The trainer's variables that a kernel gets: none that could hold a secret."""
@@ -37,6 +37,9 @@ _WORDS_CHARS = 10_000
 """Of an exception's name and value each, where the error came when there was no more room for outputs."""
 _LAST_OUTPUT_S = 1.0
 """How long to wait for outputs still under way after the reply, when a flood has cost the last message."""
+
+
+Isolation = Literal["best", "strict", "none"]
 
 
 class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +57,13 @@ class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of outputs kept for one cell, images included; the rest is read and dropped."""
     limits: OutputLimits = OutputLimits()
     """How much of the outputs the model sees."""
+    isolation: Isolation = "none"
+    """"best" runs forked kernels in namespaces of their own where the host allows it and warns where not, "strict"
+    refuses to run then. "none" is the default until the forked kernels have passed all that the local one has."""
+    max_work_bytes: int = 1024**3
+    """Of an isolated kernel's working folder, and of its /tmp; both lie in memory."""
+    max_processes: int = 256
+    """Of an isolated kernel, threads too."""
 
 
 class LocalKernel:
@@ -64,7 +74,7 @@ class LocalKernel:
     def __init__(self, settings: KernelSettings = KernelSettings()) -> None:  # noqa: B008
         self._settings = settings
         self._folder: Path | None = None
-        self._process: KernelProcess | None = None
+        self._process: Process | None = None
         self._channels: Channels | None = None
         self._exit: asyncio.Task[int] | None = None
 
@@ -76,13 +86,12 @@ class LocalKernel:
     async def start(self, files: Mapping[str, Path]) -> None:
         """See `Interpreter.start`; the files are copied, so that nothing the code does reaches the originals."""
         try:
-            self._folder = _make_folder()
-            _copy_files(files, self._folder / "work" / "data")
-            self._launch(self._folder)
+            self._process, connection_file = await self._launch(files)
+            self._channels = Channels(json.loads(Path(connection_file).read_text()))  # noqa: ASYNC240
         except OSError as error:
             await self.close()
             raise InfrastructureError(f"the kernel could not be started: {error}") from error
-        assert self._channels is not None and self._exit is not None
+        self._exit = asyncio.ensure_future(self._process.wait())
         ready = asyncio.ensure_future(self._channels.wait_until_ready())
         try:
             await asyncio.wait(
@@ -96,11 +105,14 @@ class LocalKernel:
             await self.close()
             raise
 
-    def _launch(self, folder: Path) -> None:
+    async def _launch(self, files: Mapping[str, Path]) -> tuple[Process, str]:
+        """Start the process; returns it with the path of its connection file."""
+        self._folder = folder = _make_folder()
+        _copy_files(files, folder / "work" / "data")
         connection_file = str(folder / "run" / "kernel.json")
         key = uuid.uuid4().hex.encode()  # ipykernel warns of messages that are not signed
         write_connection_file(connection_file, transport="ipc", ip=str(folder / "run" / "k"), key=key)
-        self._process = KernelProcess(
+        process = KernelProcess(
             [
                 self._settings.python,
                 "-m",
@@ -114,8 +126,7 @@ class LocalKernel:
             stderr=folder / "run" / "stderr",
             max_memory_bytes=self._settings.max_memory_bytes,
         )
-        self._exit = asyncio.ensure_future(self._process.wait())
-        self._channels = Channels(json.loads(Path(connection_file).read_text()))
+        return process, connection_file
 
     def _why_not_started(self) -> str:
         assert self._folder is not None and self._exit is not None
@@ -130,9 +141,10 @@ class LocalKernel:
         """See `Interpreter.run_cell`."""
         started = time.monotonic()
         if self._channels is None or self._exit is None or self._exit.done():
-            return CellResult(
-                status="kernel_died", outputs=[], text="The kernel is not running.", duration_s=0, alive=False
-            )
+            lost = self._exit.exception() if self._exit is not None and self._exit.done() else None
+            status: Status = "infrastructure_error" if lost else "kernel_died"
+            text = str(lost) if lost else "The kernel is not running."
+            return CellResult(status=status, outputs=[], text=text, duration_s=0, alive=False)
         try:
             request_id = await self._channels.execute(code)
         except UnicodeEncodeError as error:  # half a surrogate pair: no message can hold it
@@ -167,6 +179,8 @@ class LocalKernel:
             reading.result()
             return cell.status(), ""
         if self._exit.done():
+            if self._exit.exception() is not None:
+                return "infrastructure_error", str(self._exit.exception())
             return "kernel_died", f"The kernel died ({_exit_text(self._exit.result())}). All variables are lost."
         await self.interrupt()
         await asyncio.wait(
@@ -179,7 +193,7 @@ class LocalKernel:
             )
         assert self._process is not None
         self._process.kill()
-        await self._exit
+        await asyncio.wait({self._exit})
         return (
             "timeout",
             f"The cell ran past its limit of {timeout_s:g} s and did not react to an interrupt; the kernel was killed.",
@@ -221,7 +235,8 @@ class LocalKernel:
         if self._process is not None:
             self._process.kill()
         if self._exit is not None:
-            await self._exit
+            await asyncio.wait({self._exit})
+            self._exit.exception()  # known to the cell that it ended
         if self._folder is not None:
             _remove(self._folder)
         self._channels = self._process = self._folder = None

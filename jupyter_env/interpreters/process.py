@@ -10,11 +10,27 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 MARK = "JUPYTER_ENV_KERNEL"
 """Environment variable that marks a kernel and all its descendants, so that daemons that left its session are found."""
+
+
+class Process(Protocol):
+    """What a kernel needs of its process."""
+
+    pid: int
+
+    async def wait(self) -> int:
+        """The exit code, once it has ended."""
+
+    def interrupt(self) -> None:
+        """SIGINT."""
+
+    def kill(self) -> None:
+        """SIGKILL, with everything that it started."""
 
 
 class KernelProcess:

@@ -205,7 +205,7 @@ def _joins(schema: Schema, schemas: list[Schema]) -> tuple[Join, ...]:
     """Tables of the same data set with a key of the same name, whatever its case."""
     found = []
     for other in schemas:
-        if other.table.path == schema.table.path or other.table.dataset != schema.table.dataset:
+        if other.table.path == schema.table.path or _join_group(other.table) != _join_group(schema.table):
             continue
         for here in schema.dates + schema.years + schema.categories + schema.names:
             for there in other.dates + other.years + other.names + other.categories:
@@ -219,3 +219,7 @@ def _can_join(here: Any, there: Any) -> bool:
         return False
     shared = int(here[here.isin(there)].nunique())
     return shared >= MIN_SHARED_KEYS
+
+
+def _join_group(table: Table) -> str:
+    return table.joins or table.dataset

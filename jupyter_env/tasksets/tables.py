@@ -23,10 +23,12 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     """Relative POSIX path below the folder of tables, such as "palmerpenguins/penguins.csv"."""
     dataset: str
-    """Tables of one data set may be joined with each other."""
+    """Of the tasks over this table; `TaskPool.split` keeps a data set in one half."""
     licence: str
     """SPDX identifier of the data, or what the package that ships it says."""
     source: str
+    joins: str = ""
+    """Tables of the same text here may be joined with each other; by default those of one data set."""
     noun: str = "row"
     """What one row is."""
     nouns: str = "rows"
@@ -78,16 +80,23 @@ def folder_tables(folder: Path) -> list[Table]:
     """
     if not folder.is_dir():
         raise TaskError(f"{folder} is no folder; expected one with CSV files")
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*.csv") if path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() == ".csv" and path.is_file())
+    paths = sorted(path.relative_to(folder) for path in found)
     if not paths:
         raise TaskError(f"{folder} holds no *.csv file; expected at least one table")
     for path in paths:
         if any(mark in path.as_posix() for mark in _CLOSED) or ":" in path.parts[0]:
             raise TaskError(f"{folder / path}: quotes, backslashes, colons and line ends in the name are not supported")
         _check_csv(folder / path)
-    dataset = folder.resolve().name
+    # Each is a data set of its own, so that a pool can be split; tasks over two tables tie these together.
     return [
-        Table(path=path.as_posix(), dataset=dataset, licence="not stated", source=f"own table {path.name}")
+        Table(
+            path=path.as_posix(),
+            dataset=path.with_suffix("").as_posix(),
+            joins=str(folder),
+            licence="not stated",
+            source=f"own table {path.name}",
+        )
         for path in paths
     ]
 
@@ -99,11 +108,12 @@ def _check_csv(path: Path) -> None:
     """
     if not path.stat().st_size:
         raise TaskError(f"{path} is empty; expected a header line and rows")
+    csv.field_size_limit(1 << 30)  # the default refuses long texts
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             _check_rows(path, csv.reader(file, strict=True))
     except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 (byte {error.start} of a block); save it as UTF-8") from error
+        raise TaskError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
         raise TaskError(f"{path} is not a sound CSV file, perhaps cut short: {error}") from error
 

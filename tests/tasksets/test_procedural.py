@@ -199,7 +199,7 @@ def test_a_users_own_folder_gives_tasks(shop: Path) -> None:
     tables = folder_tables(shop / "data")
     tasks = generate(tables, shop / "data", 80, 0, execute_in(shop))
     assert len(tasks) == 80 and set(Counter(task.level for task in tasks).values()) == {20}
-    assert {task.dataset for task in tasks} == {"data"}
+    assert {task.dataset for task in tasks} == {"shop sales"}
     assert any("West, upper" in task.question for task in tasks)
     assert not any("sale_id" in task.question for task in tasks)
     runs = execute_in(shop)

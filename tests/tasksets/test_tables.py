@@ -68,7 +68,7 @@ def test_folder_tables_are_found_below_the_folder_in_order(tmp_path: Path) -> No
     (tmp_path / "notes.txt").write_text("not a table")
     tables = folder_tables(tmp_path)
     assert [table.path for table in tables] == ["b.csv", "deeper/a.csv"]
-    assert {table.dataset for table in tables} == {tmp_path.name}
+    assert {table.dataset for table in tables} == {"b", "deeper/a"} and len({table.joins for table in tables}) == 1
 
 
 @pytest.mark.parametrize(
