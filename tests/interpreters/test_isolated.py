@@ -1,0 +1,53 @@
+"""The forked kernel in namespaces of its own, where this host gives them."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from jupyter_env.forkserver.isolation import detect
+from jupyter_env.interpreters import IsolatedKernel, KernelSettings
+
+missing = {feature: problem for feature, problem in detect().items() if problem and feature != "own user"}
+pytestmark = pytest.mark.skipif(bool(missing), reason=f"this host does not isolate: {missing}")
+
+
+@pytest.fixture
+async def kernel(tmp_path: Path) -> AsyncIterator[IsolatedKernel]:
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    kernel = IsolatedKernel(KernelSettings(interrupt_grace_s=1))
+    await kernel.start({"sub/t.csv": tmp_path / "t.csv"})
+    yield kernel
+    await kernel.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("x = 6 * 7\nx", "42"),
+        ("import pandas as pd; int(pd.read_csv('data/sub/t.csv').a[0])", "1"),
+        ("import os; [name for name in os.listdir('/proc') if name.isdigit()]", "['1']"),
+        ("open('data/sub/t.csv', 'w')", "Read-only file system"),
+        ("import jupyter_env", "No module named 'jupyter_env'"),
+        ("import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)", "Network is unreachable"),
+        ("import ctypes; ctypes.CDLL(None).unshare(0x20000)", "-1"),
+        ("import sys; [m for m in sys.modules if 'forkserver' in m]", "[]"),
+    ],
+)
+async def test_what_it_sees(kernel: IsolatedKernel, code: str, shown: str) -> None:
+    assert shown in (await kernel.run_cell(code, timeout_s=20)).text
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "alive"),
+    [
+        ("while True: pass", "timeout", True),
+        ("import signal; signal.signal(2, signal.SIG_IGN)\nwhile True: pass", "timeout", False),
+        ("import os; os._exit(3)", "kernel_died", False),
+        ("import ctypes; ctypes.string_at(0)", "kernel_died", False),
+        ("import numpy as np; np.ones(10**12)", "out_of_memory", True),
+    ],
+)
+async def test_faults(kernel: IsolatedKernel, code: str, status: str, alive: bool) -> None:
+    result = await kernel.run_cell(code, timeout_s=1.5)
+    assert (result.status, result.alive) == (status, alive)
