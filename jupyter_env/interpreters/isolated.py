@@ -88,7 +88,7 @@ def make_kernel(settings: KernelSettings = KernelSettings()) -> Interpreter:  # 
         return LocalKernel(settings)
     missing = _missing()
     if settings.isolation == "strict" and missing:
-        raise InfrastructureError(f"this host does not isolate kernels fully: {missing}; see `jupyter-env doctor`")
+        raise InfrastructureError(f"this host does not isolate kernels fully: {missing}")
     if _essential_missing():
         _warn_once(missing)
         return LocalKernel(settings)
