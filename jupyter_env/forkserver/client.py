@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -15,17 +16,22 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from . import cgroups
+from .environment import THREADS, kernel_environment
+from .folder import ServerFolder
+from .view import HOME, RUN, TMP
 
 DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib.pyplot", "sklearn", "scipy")
 """What nearly every analysis imports; packages that are not installed are left out."""
 
-_FOLDER = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent)
 _BOOT = """
 import importlib.util, json, sys
 folder = sys.argv[1]
@@ -35,59 +41,133 @@ sys.modules["forkserver"] = importlib.util.module_from_spec(spec)
 from forkserver.server import main
 main(int(sys.argv[2]), json.loads(sys.argv[3]))
 """
-_ENVIRONMENT = {
-    # One thread in the server, or it could not fork.
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYTHONHASHSEED": "0",  # sets print in the same order in every kernel
-    "PYTHONNOUSERSITE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
-_FIRST_UID = 100_000
-_UIDS = 50_000
+_FIRST_UID, _UIDS = 100_000, 50_000
+"""Users of kernels when the trainer is root: above those of people and services."""
 
 
 class ServerError(Exception):
-    """The server does not start, or is gone."""
+    """The server does not start, is gone, or could not start a kernel."""
+
+
+class ServerFullError(ServerError):
+    """The machine has no room for one more process now."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """What an isolated kernel sees and may use."""
+class Caps:
+    """What one isolated kernel may use."""
 
-    files: Mapping[str, str]
-    """Host path by name below `data/`, read-only."""
     work_bytes: int
-    """Of its working folder, and of /tmp."""
+    """Of all files that it writes; they lie in memory."""
     memory_bytes: int
+    """Of each process (RLIMIT_DATA), and of all together where there are control groups."""
     processes: int
+    """Threads too."""
 
 
-@dataclass(kw_only=True)
+class Exit(NamedTuple):
+    """How a kernel ended."""
+
+    code: int
+    """Negative: a signal's number."""
+    out_of_memory: bool
+    """Killed by the system for using more memory than its control group may."""
+
+
 class ForkedKernel:
-    """A running kernel, which lives until it is killed, ends by itself, or its server ends."""
+    """A running kernel, which lives until it is killed, ends by itself, or its server ends.
 
-    pid: int
-    connection_file: str
-    _pidfd: int = field(repr=False)
-    _connection: socket.socket = field(repr=False)
-    _folder: str = field(repr=False)
+    Attributes:
+        connection: the content of its connection file, with the paths of this side.
+        folder: of its sockets, as the host sees it.
+    """
 
-    async def wait(self) -> int:
-        """The exit code (negative: a signal's number), once it has ended.
+    def __init__(self, server: ForkServer, connection_socket: socket.socket, folder: Path, connection: dict[str, Any]):
+        self.connection = connection
+        self.folder = folder
+        self.pid = 0
+        self._server = server
+        self._socket = connection_socket
+        self._pidfd = -1
+        self._awaited = {"pid", "ready", *(("capped",) if server.capped else ())}
+        self._on_close: list[Callable[[], None]] = []
+
+    async def ready(self) -> None:
+        """Return when its sockets are bound and its caps are in place.
+
+        Raises:
+            ServerError: it did not start; it is closed then.
+        """
+        try:
+            while self._awaited:
+                await _readable(self._socket)
+                self.take_news()
+        except BaseException:
+            self.close()
+            raise
+
+    def take_news(self) -> bool:
+        """Read what the server has said so far; returns whether the kernel is ready. Never waits.
+
+        Raises:
+            ServerError: it did not start.
+        """
+        while self._awaited:
+            message = self._receive()
+            if message is None:
+                return False
+            if message.keys().isdisjoint(self._awaited):
+                raise _not_started(message)
+            self._awaited -= message.keys()
+        return True
+
+    async def attach(self, files: Mapping[str, str]) -> None:
+        """Show it host files read-only, as `data/<name>`; before it has run any code.
+
+        Raises:
+            ServerError: some file is not there, or the kernel is gone.
+        """
+        if not files:
+            return
+        readable = {name: self._server.folder.readable_by_all(path) for name, path in files.items()}
+        try:
+            self._socket.send(json.dumps({"attach": readable}).encode())
+        except OSError as error:
+            raise ServerError(f"the fork server is gone: {error}") from error
+        while (message := self._receive()) is None:
+            await _readable(self._socket)
+        if "attached" not in message:
+            raise ServerError(str(message.get("error", "the kernel ended as it was handed its files")))
+
+    async def wait(self) -> Exit:
+        """How it ended, once it has.
 
         Raises:
             ServerError: the server has ended, and the kernel with it.
         """
         while True:
-            await _readable(self._connection)
-            message = json.loads(self._connection.recv(65_536) or b'{"gone": true}')
-            if "gone" in message:
-                raise ServerError("the fork server has ended")
-            if "exit" in message:
-                return int(message["exit"])
+            message = self._receive()
+            if message is None:
+                await _readable(self._socket)
+            elif "gone" in message:
+                raise ServerError("the fork server has ended, and its kernels with it")
+            elif "exit" in message:
+                return Exit(message["exit"], message["out_of_memory"])
+
+    def _receive(self) -> dict[str, Any] | None:
+        """The next message; None if there is none yet; `gone` at the end."""
+        space = socket.CMSG_SPACE(array.array("i").itemsize) if self._pidfd < 0 else 0
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(65_536, space, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            data, ancillary = b"", []
+        for _level, _kind, content in ancillary:
+            self._pidfd = array.array("i", content)[0]
+        message: dict[str, Any] = json.loads(data or b'{"gone": true}')
+        self.pid = message.get("pid", self.pid)
+        return message
 
     def interrupt(self) -> None:
         """SIGINT to the kernel and the processes of its group."""
@@ -97,15 +177,35 @@ class ForkedKernel:
 
     def kill(self) -> None:
         """SIGKILL; as the first process of its pid namespace it takes all others there with it."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill it and free what is held here for it; the server reaps it."""
+        """Kill it and free what is held here for it; the server reaps it. A second call does nothing."""
+        if self._socket.fileno() < 0:
+            return
         self.kill()
-        self._connection.close()
-        os.close(self._pidfd)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._socket.close()  # by this the server kills it too
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for call in self._on_close:
+            call()
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        """Call it when the kernel is closed."""
+        self._on_close.append(call)
+
+
+_FULL = {11, 12, 23, 24, 28}  # EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC
+
+
+def _not_started(message: dict[str, Any]) -> ServerError:
+    text = str(message.get("error", "the fork server has ended" if "gone" in message else message))
+    kind = ServerFullError if message.get("errno") in _FULL else ServerError
+    return kind(f"the kernel did not start: {text}")
 
 
 class ForkServer:
@@ -115,6 +215,8 @@ class ForkServer:
         python: interpreter of the kernels; 3.11 or newer, with ipykernel.
         preload: modules to import before the first fork.
         isolated: give each kernel namespaces, a user and a file system view of its own.
+        threads: for BLAS and OpenMP in the kernels; the server itself must not use more than one.
+        gpu: let kernels see the GPUs.
         start_timeout_s: for importing the preloads.
 
     Raises:
@@ -127,148 +229,93 @@ class ForkServer:
         python: str = sys.executable,
         preload: Sequence[str] = DEFAULT_PRELOAD,
         isolated: bool = True,
+        threads: int = 1,
+        gpu: bool = False,
         start_timeout_s: float = 120.0,
     ) -> None:
         self.python = python
         self.isolated = isolated
-        self._folder = Path(tempfile.mkdtemp(prefix="jupyter-env-server-"))
+        self.folder = ServerFolder()
+        groups = cgroups.find() if isolated else {}
+        self.capped = bool(groups)
+        self._environment = kernel_environment(python, threads, gpu)
         self._lock = threading.Lock()
-        self._next_uid = 0
+        self._numbers = itertools.count()
+        settings = {
+            "isolated": isolated,
+            "preload": list(preload),
+            "cgroups": groups,
+            "view": _view(python, gpu) if isolated else None,
+        }
         self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        settings = json.dumps({"isolated": isolated, "preload": list(preload)})
-        with server_end, (self._folder / "stderr").open("wb") as log:
+        with server_end, self.folder.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [python, "-P", "-c", _BOOT, _FOLDER, str(server_end.fileno()), settings],
-                env=self._environment(),
-                cwd=self._folder,
+                [python, "-P", "-c", _BOOT, _PACKAGE, str(server_end.fileno()), json.dumps(settings)],
+                env=self._environment | self.folder.environment() | dict.fromkeys(THREADS, "1"),
+                cwd=self.folder.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=[server_end.fileno()],
                 start_new_session=True,
             )
+        _running.add(self)
         self._control.settimeout(start_timeout_s)
         try:
             greeting = self._control.recv(65_536)
         except TimeoutError:
             greeting = b""
         if not greeting:
-            words = (self._folder / "stderr").read_bytes()[-2000:].decode(errors="replace").strip()
+            words = self.folder.log.read_bytes()[-2000:].decode(errors="replace").strip()
             self.close()
             raise ServerError(
                 f"the fork server ({python}) did not start in {start_timeout_s:g} s. Its last words: {words}"
             )
+        self._control.settimeout(None)
         self.not_preloaded: dict[str, str] = json.loads(greeting)["not_preloaded"]
-        self._prefixes, self._hidden = self._python_folders()
 
-    def _environment(self) -> dict[str, str]:
-        passed = (
-            "PATH",
-            "LANG",
-            "LC_ALL",
-            "LC_CTYPE",
-            "TZ",
-            "LD_LIBRARY_PATH",
-            "OPENBLAS_CORETYPE",
-            "OPENBLAS_L2_SIZE",
-        )
-        home = str(self._folder)
-        return {
-            **{name: os.environ[name] for name in passed if name in os.environ},
-            **_ENVIRONMENT,
-            "HOME": home,
-            "IPYTHONDIR": f"{home}/ipython",
-            "MPLCONFIGDIR": f"{home}/matplotlib",
-        }
+    @property
+    def pid(self) -> int:
+        """Of the server process."""
+        return self._process.pid
 
-    def _python_folders(self) -> tuple[list[str], list[str]]:
-        """The folders of the kernel's Python, and those in them that must look empty: this package's own."""
-        found = "[sys.prefix, sys.base_prefix, sysconfig.get_path('purelib')]"
-        code = f"import json, sys, sysconfig; print(json.dumps({found}))"
-        answer = subprocess.run([self.python, "-c", code], capture_output=True, check=True, text=True, timeout=30)
-        prefix, base_prefix, site_packages = json.loads(answer.stdout)
-        own = {f"{site_packages}/jupyter_env", str(Path(_FOLDER).parent)}
-        # The shorter first: a folder is bound before what lies in it.
-        return sorted({prefix, base_prefix} - {"/usr"}, key=len), sorted(own)
-
-    async def spawn(self, view: View, *, cwd: str = "/") -> ForkedKernel:
-        """Fork a kernel; returns when its sockets are bound (tens of milliseconds).
+    def spawn(self, caps: Caps, *, cwd: str = "/") -> ForkedKernel:
+        """Ask for a kernel; await its `ready()` before use (tens of milliseconds). Never waits.
 
         Args:
-            view: what it sees, if the server isolates.
+            caps: what it may use, if the server isolates.
             cwd: its working folder, if not.
 
         Raises:
-            ServerError: the server is gone, or the fork or the isolation failed.
+            ServerError: the server is gone.
         """
-        folder = tempfile.mkdtemp(prefix="jupyter-env-run-", dir="/tmp")  # short: a socket's path has 107 bytes
+        number = next(self._numbers)
+        folder = self.folder.for_kernel(number)
+        listeners = [_listener(folder / f"k-{port}") for port in range(1, len(_PORTS) + 1)]
+        connection = _connection(folder)
+        spec: dict[str, Any] = {"connection": {**connection, "file": str(folder / "kernel.json")}}
+        if self.isolated:
+            uid = _FIRST_UID + number % _UIDS if os.getuid() == 0 else None
+            spec["connection"]["file"] = f"{RUN}/kernel.json"
+            spec |= {"isolation": {"uid": uid, **asdict(caps)}, "env": self._environment | _HOMES}
+        else:
+            spec |= {"cwd": cwd, "env": self._environment | {"HOME": str(Path.home())}}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pidfd = -1
         try:
-            spec = self._spec(view, cwd, folder)
-            with theirs, self._lock:
-                _send_fd(self._control, {"spawn": spec}, theirs.fileno())
-            await _readable(ours)
-            first, pidfd = _receive_fd(ours)
-            await _readable(ours)
-            second = json.loads(ours.recv(65_536) or b'{"error": "the server is gone"}')
-            if "ready" not in second:
-                raise ServerError(f"the kernel did not start: {second.get('error', second)}")
-        except BaseException as error:
+            self._send({"spawn": spec}, [theirs, *listeners])
+        except OSError as error:
             ours.close()
-            if pidfd >= 0:
-                os.close(pidfd)
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise ServerError(f"the fork server is gone: {error}") from error
-            raise
-        connection_file = spec["connection_file"]
-        return ForkedKernel(
-            pid=first["pid"], connection_file=connection_file, _pidfd=pidfd, _connection=ours, _folder=folder
-        )
+            raise ServerError(f"the fork server is gone: {error}") from error
+        finally:
+            for passed in (theirs, *listeners):
+                passed.close()
+        return ForkedKernel(self, ours, folder, connection)
 
-    def _spec(self, view: View, cwd: str, folder: str) -> dict[str, Any]:
-        """The request for one kernel whose sockets lie in the folder."""
-        uid = self._own_uid(folder)
-        isolation = {
-            "files": {name: _readable_by_all(path, folder) for name, path in view.files.items()},
-            "run": folder,
-            "uid": uid,
-            "hidden": self._hidden,
-            "prefixes": self._prefixes,
-            "work_bytes": view.work_bytes,
-            "memory_bytes": view.memory_bytes,
-            "processes": view.processes,
-        }
-        return {
-            "connection_file": _write_connection_file(folder),
-            "cwd": cwd,
-            "env": self._kernel_environment(cwd),
-            "isolation": isolation,
-        }
-
-    def _own_uid(self, folder: str) -> int | None:
-        """A user for the kernel alone, where we may give one."""
-        if not self.isolated or os.getuid() != 0:
-            return None
+    def _send(self, message: dict[str, Any], passed: Sequence[socket.socket]) -> None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [each.fileno() for each in passed]))]
         with self._lock:
-            uid = _FIRST_UID + self._next_uid
-            self._next_uid = (self._next_uid + 1) % _UIDS
-        os.chown(folder, uid, uid)
-        return uid
-
-    def _kernel_environment(self, cwd: str) -> dict[str, str]:
-        home = "/home/agent" if self.isolated else cwd
-        passed = {name: value for name, value in self._environment().items() if name not in ("HOME", "IPYTHONDIR")}
-        path = f"{Path(self.python).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"
-        return {
-            **passed,
-            "HOME": home,
-            "PATH": path,
-            "MPLCONFIGDIR": f"{home}/.matplotlib",
-            "TMPDIR": "/tmp",
-            "USER": "agent",
-        }
+            self._control.sendmsg([json.dumps(message).encode()], ancillary)
 
     def alive(self) -> bool:
         """Whether the server runs."""
@@ -276,37 +323,62 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server and with it all of its kernels."""
+        _running.discard(self)
         self._control.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
         self._process.kill()
         self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.folder.remove()
+
+    def forget(self) -> None:
+        """In a forked child of the client: let go, so that the server ends with the process that started it."""
+        self._control.close()
 
 
-def _write_connection_file(folder: str) -> str:
-    from jupyter_client.connect import write_connection_file
-
-    path = f"{folder}/kernel.json"
-    write_connection_file(path, transport="ipc", ip=f"{folder}/k", key=os.urandom(16).hex().encode())
-    Path(path).chmod(0o644)  # the kernel's user reads it; the folder is that user's alone
-    return path
+_running: weakref.WeakSet[ForkServer] = weakref.WeakSet()
 
 
-def _send_fd(control: socket.socket, message: dict[str, Any], fd: int) -> None:
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-    control.sendmsg([json.dumps(message).encode()], ancillary)
+def _forget_all() -> None:
+    for server in list(_running):
+        server.forget()
+    _running.clear()
 
 
-def _receive_fd(connection: socket.socket) -> tuple[dict[str, Any], int]:
-    data, ancillary, _, _ = connection.recvmsg(65_536, socket.CMSG_SPACE(array.array("i").itemsize))
-    fds = array.array("i")
-    for _level, _kind, content in ancillary:
-        fds.frombytes(content[: fds.itemsize])
-    message = json.loads(data or b'{"error": "the server is gone"}')
-    if "pid" not in message:
-        raise ServerError(f"the kernel did not start: {message.get('error', message)}")
-    return message, fds[0]
+os.register_at_fork(after_in_child=_forget_all)
+
+_HOMES = {"HOME": HOME, "TMPDIR": TMP, "MPLCONFIGDIR": f"{HOME}/.matplotlib", "USER": "agent"}
+
+
+def _view(python: str, gpu: bool) -> dict[str, Any]:
+    """The folders of the kernel's Python, those in them that must look empty (this package's own), and devices."""
+    found = "[sys.prefix, sys.base_prefix, sysconfig.get_path('purelib')]"
+    code = f"import json, sys, sysconfig; print(json.dumps({found}))"
+    answer = subprocess.run([python, "-c", code], capture_output=True, check=True, text=True, timeout=60)
+    prefix, base_prefix, site_packages = json.loads(answer.stdout)
+    return {
+        # The shorter first: a folder is bound before what lies in it.
+        "prefixes": sorted({prefix, base_prefix} - {"/usr"}, key=len),
+        "hidden": sorted({f"{site_packages}/jupyter_env", str(Path(_PACKAGE).parent)}),
+        "devices": sorted(str(path) for path in Path("/dev").glob("nvidia*") if path.is_char_device()) if gpu else [],
+    }
+
+
+_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+def _connection(folder: Path) -> dict[str, Any]:
+    """The content of a connection file; a kernel listens on sockets that are made here, and opens no path."""
+    ports = {name: number for number, name in enumerate(_PORTS, start=1)}
+    key = os.urandom(16).hex()
+    return {**ports, "transport": "ipc", "ip": str(folder / "k"), "key": key, "signature_scheme": "hmac-sha256"}
+
+
+def _listener(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(128)
+    return listener
 
 
 async def _readable(connection: socket.socket) -> None:
@@ -323,14 +395,3 @@ async def _readable(connection: socket.socket) -> None:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _readable_by_all(path: str, folder: str) -> str:
-    """The file, or a copy where only its owner may read it: the kernel is another user."""
-    if Path(path).stat().st_mode & 0o004:
-        return path
-    handle, copy = tempfile.mkstemp(dir=folder)
-    os.close(handle)
-    shutil.copyfile(path, copy)
-    Path(copy).chmod(0o444)
-    return copy

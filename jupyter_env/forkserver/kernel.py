@@ -6,14 +6,54 @@ ipykernel's internals are relied on here and nowhere else; the supported range i
 from __future__ import annotations
 
 import asyncio
-import os
-import random
+import json
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import zmq
+from ipykernel.heartbeat import Heartbeat
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from IPython.core.application import BaseIPythonApplication
+
+PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+class _ListeningHeartbeat(Heartbeat):
+    """Answers on a socket that listens already."""
+
+    listener: int
+
+    def _try_bind_socket(self) -> None:
+        _listen(self.socket, self.listener, f"{self.ip}-{self.port}")
+
+
+class PrebuiltApp(IPKernelApp):
+    """Built in the server; its sockets, which the client has made, are handed to it in the child."""
+
+    listeners: ClassVar[dict[int, int]] = {}
+    """Port -> descriptor of a listening socket."""
+
+    def _try_bind_socket(self, s: zmq.Socket[bytes], port: int) -> int:
+        _listen(s, self.listeners[port], f"{self.ip}-{port}")
+        return port
+
+    def init_control(self, context: zmq.Context[Any]) -> None:
+        """As it is, but that the debugger's socket lets go: its kernel's path is not in this view."""
+        super().init_control(context)  # type: ignore[no-untyped-call]
+        self.debug_shell_socket.disconnect(self.shell_socket.getsockopt(zmq.LAST_ENDPOINT))
+
+    def init_heartbeat(self) -> None:
+        """Start the heartbeat's thread on its listening socket."""
+        self.heartbeat = _ListeningHeartbeat(zmq.Context(), (self.transport, self.ip, self.hb_port))
+        self.heartbeat.listener = self.listeners[self.hb_port]
+        self.heartbeat.start()
+
+
+def _listen(socket: zmq.Socket[bytes], listener: int, path: str) -> None:
+    socket.setsockopt(zmq.USE_FD, listener)
+    socket.bind(f"ipc://{path}")  # a name only: nothing is made there
 
 
 class PrebuiltKernel(IPythonKernel):
@@ -40,9 +80,9 @@ class PrebuiltKernel(IPythonKernel):
         shell.displayhook.pub_socket = shell.display_pub.pub_socket = self.iopub_socket
 
 
-def build(arguments: list[str]) -> IPKernelApp:
+def build(arguments: list[str]) -> PrebuiltApp:
     """In the server: the app with its kernel and shell, as far as they go without sockets or threads."""
-    app = IPKernelApp.instance(kernel_class=PrebuiltKernel)
+    app = PrebuiltApp.instance(kernel_class=PrebuiltKernel)
     BaseIPythonApplication.initialize(app, ["--HistoryManager.enabled=False", *arguments])
     app.parent_handle = 1  # there is one, so no hints about how to connect are printed
     app.init_pdb()
@@ -55,11 +95,20 @@ def build(arguments: list[str]) -> IPKernelApp:
     return app
 
 
-def serve(app: IPKernelApp, connection_file: str, ready: Any) -> None:
-    """In the child: sockets, threads, the loop. `ready` is called when the sockets are bound."""
-    _reseed()
-    app.connection_file = connection_file
-    app.init_connection_file()
+def serve(app: PrebuiltApp, connection: dict[str, Any], listeners: list[int], ready: Callable[[], None]) -> None:
+    """In the child: sockets, threads, the loop.
+
+    Args:
+        app: from `build`.
+        connection: the content of the connection file; written to its `file` for code that wants to read it.
+        listeners: listening sockets, in the order of `PORTS`.
+        ready: called when all is there.
+    """
+    app.listeners.update({connection[port]: fd for port, fd in zip(PORTS, listeners, strict=True)})
+    app.connection_file = connection.pop("file")
+    with open(app.connection_file, "w") as file:
+        json.dump(connection, file)
+    app.load_connection_info(connection)  # type: ignore[arg-type]
     app.init_sockets()
     app.init_heartbeat()
     app.log_connection_info()
@@ -70,10 +119,3 @@ def serve(app: IPKernelApp, connection_file: str, ready: Any) -> None:
     app.poller = None
     ready()
     app.start()
-
-
-def _reseed() -> None:
-    """Siblings must not draw the same numbers."""
-    random.seed()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))

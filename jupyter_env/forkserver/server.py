@@ -1,9 +1,10 @@
 """The server process: imports the preloads, builds a kernel, forks one for each request.
 
-Protocol, JSON over SOCK_SEQPACKET. On the control socket: `{"spawn": spec}` with one descriptor, the kernel's own
-connection. On that connection, to the client: `{"pid": n}` with a pidfd, then `{"ready": true}`, or
-`{"error": text}`; last `{"exit": code}`. The client's end closed means: kill it. The control socket closed means:
-the client is gone, end.
+Protocol, JSON over SOCK_SEQPACKET. On the control socket: `{"spawn": spec}` with descriptors, the kernel's own
+connection and its listening sockets. On that connection, to the client: `{"pid": n}` with a pidfd, then
+`{"ready": true}` and, if there are control groups, `{"capped": true}`, or `{"error": text}`; last `{"exit": code,
+"out_of_memory": bool}`. To the server: `{"attach": {name: host path}}`, answered with `{"attached": true}`. The
+client's end closed means: kill it. The control socket closed means: the client is gone, end.
 """
 
 from __future__ import annotations
@@ -12,25 +13,32 @@ import array
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import selectors
 import signal
 import socket
 import sys
-import traceback
+from dataclasses import dataclass
 from typing import Any
 
-from . import isolation
+from . import isolation, syscalls
+from .cgroups import Keeper, start_keeper
+from .child import run_kernel
+from .view import Views
 
 
 def main(control_fd: int, settings: dict[str, Any]) -> None:
-    """Serve until the control socket closes."""
-    isolation.die_with_parent()
+    """Serve until the control socket closes.
+
+    Args:
+        control_fd: the server's end of the control socket.
+        settings: `isolated`, `preload` (module names), `view` (see `Views`), `cgroups` (folders, see `cgroups`).
+    """
+    syscalls.die_with_parent()
     control = socket.socket(fileno=control_fd)
-    isolated = bool(settings["isolated"])
-    if isolated and os.getuid() != 0:
-        isolation.become_root_of_user_namespace()
+    keeper = start_keeper(settings["cgroups"], control) if settings["isolated"] else None
     failed = _preload(settings["preload"])
     # As if not installed: no one debugs an agent, and it costs 20 MB a kernel.
     sys.modules["debugpy"] = None  # type: ignore[assignment]
@@ -39,10 +47,15 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
     app = build([])
     _warm_up(app)
     _assert_single_thread()
+    views = None
+    if settings["isolated"]:
+        if os.getuid() != 0:
+            isolation.become_root_of_user_namespace()
+        views = Views(settings["view"])
     gc.collect()
     gc.freeze()  # collections in children must not touch, and so copy, the shared pages
     control.send(json.dumps({"ready": os.getpid(), "not_preloaded": failed}).encode())
-    Server(control, app, isolated).run()
+    Server(control, app, views, keeper).run()
 
 
 def _preload(names: list[str]) -> dict[str, str]:
@@ -58,7 +71,6 @@ def _preload(names: list[str]) -> dict[str, str]:
 
 def _warm_up(app: Any) -> None:
     """Touch what first use would import in every child."""
-
     shell = app.shell
     with contextlib.suppress(Exception):
         try:
@@ -77,112 +89,152 @@ def _assert_single_thread() -> None:
         )
 
 
+_MAX_FDS = 16
+
+
+@dataclass
+class _Kernel:
+    """One that was forked and not yet reaped."""
+
+    number: int
+    """In the order of forking: process ids come again."""
+    pid: int
+    pidfd: int
+    connection: socket.socket
+
+
 class Server:
     """The loop: requests, forks, ends of kernels, clients that went away."""
 
-    def __init__(self, control: socket.socket, app: Any, isolated: bool) -> None:
+    def __init__(self, control: socket.socket, app: Any, views: Views | None, keeper: Keeper | None) -> None:
         self._control = control
         self._app = app
-        self._isolated = isolated
+        self._views = views
+        self._keeper = keeper
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
-        self._kernels: dict[socket.socket, tuple[int, int]] = {}
+        self._running = True
+        self._kernels: dict[int, _Kernel] = {}
+        self._numbers = itertools.count()
+        self._ended: dict[int, tuple[_Kernel, int]] = {}
 
     def run(self) -> None:
         """Until the client goes away."""
-        self._selector.register(self._control, selectors.EVENT_READ, self._take_request)
-        while True:
+        self._selector.register(self._control, selectors.EVENT_READ, lambda: self._take_request())
+        if self._keeper is not None:
+            self._selector.register(self._keeper.connection, selectors.EVENT_READ, lambda: self._take_kept())
+        while self._running:
             for key, _ in self._selector.select():
-                if key.data(key.fileobj) == "end":
-                    return
+                key.data()
 
-    def _take_request(self, control: socket.socket) -> str | None:
-        message, ancillary, _, _ = control.recvmsg(1 << 20, socket.CMSG_SPACE(array.array("i").itemsize))
-        if not message:
-            return "end"
+    def _take_request(self) -> None:
         fds = array.array("i")
+        message, ancillary, _, _ = self._control.recvmsg(1 << 20, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize))
+        if not message:
+            self._running = False
+            return
         for _level, _kind, data in ancillary:
-            fds.frombytes(data[: fds.itemsize])
-        connection = socket.socket(fileno=fds[0])
+            fds.frombytes(data)
+        connection, listeners = socket.socket(fileno=fds[0]), list(fds[1:])
         try:
-            self._spawn(json.loads(message)["spawn"], connection)
+            self._spawn(json.loads(message)["spawn"], connection, listeners)
         except OSError as error:
-            _tell(connection, {"error": f"the kernel could not be forked: {error}"})
+            _tell(connection, {"error": f"the kernel could not be forked: {error}", "errno": error.errno})
             connection.close()
-        return None
+        finally:
+            for fd in listeners:
+                os.close(fd)
 
-    def _spawn(self, spec: dict[str, Any], connection: socket.socket) -> None:
-        if self._isolated:
+    def _spawn(self, spec: dict[str, Any], connection: socket.socket, listeners: list[int]) -> None:
+        if self._views is not None:
             # The pid namespace is for children only; forking into it here saves the child a second fork.
-            isolation.unshare(isolation.NEWPID)
-        pid = os.fork()
-        if pid == 0:
-            _run_child(self, spec, connection)
-        if self._isolated:
-            isolation.setns(self._own_pid_namespace, isolation.NEWPID)
-        pidfd = os.pidfd_open(pid)
-        self._kernels[connection] = (pid, pidfd)
+            syscalls.unshare(syscalls.NEWPID)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self._become_kernel(spec, connection, listeners)
+                finally:
+                    os._exit(1)  # whatever went wrong, there is one server only
+        finally:
+            if self._views is not None:
+                syscalls.setns(self._own_pid_namespace, syscalls.NEWPID)
+        kernel = _Kernel(next(self._numbers), pid, os.pidfd_open(pid), connection)
+        self._kernels[kernel.number] = kernel
+        if self._keeper is not None:
+            self._keeper.join(kernel.number, pid, spec["isolation"])
         payload = json.dumps({"pid": pid}).encode()
-        connection.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))])
-        self._selector.register(connection, selectors.EVENT_READ, self._client_gone)
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda _: self._reap(connection))
+        with contextlib.suppress(OSError):
+            connection.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [kernel.pidfd]))])
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._take_message(kernel))
+        self._selector.register(kernel.pidfd, selectors.EVENT_READ, lambda: self._reap(kernel))
 
-    def _client_gone(self, connection: socket.socket) -> None:
-        """End of file on a kernel's connection: its client wants it killed."""
-        _pid, pidfd = self._kernels[connection]
-        self._selector.unregister(connection)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-
-    def _reap(self, connection: socket.socket) -> None:
-        pid, pidfd = self._kernels.pop(connection)
-        _, status = os.waitpid(pid, 0)
-        self._selector.unregister(pidfd)
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(connection)
-        os.close(pidfd)
-        _tell(connection, {"exit": os.waitstatus_to_exitcode(status)})
-        connection.close()
-
-    def forget(self) -> None:
-        """In a child: close everything that is the server's."""
+    def _become_kernel(self, spec: dict[str, Any], connection: socket.socket, listeners: list[int]) -> None:
+        """In the child: close everything that is the server's, and go on as the kernel; never returns."""
         self._selector.close()
-        for connection, (_pid, pidfd) in self._kernels.items():
-            connection.close()
-            os.close(pidfd)
+        for kernel in self._kernels.values():
+            kernel.connection.close()
+            os.close(kernel.pidfd)
+        for kernel, _ in self._ended.values():
+            kernel.connection.close()
+        if self._views is not None:
+            self._views.close()
+        if self._keeper is not None:
+            self._keeper.connection.close()
         self._control.close()
         os.close(self._own_pid_namespace)
+        run_kernel(self._app, spec, listeners, lambda message: _tell(connection, message))
+
+    def _take_message(self, kernel: _Kernel) -> None:
+        """On a kernel's connection: files to attach, or end of file, by which its client wants it killed."""
+        message = _receive(kernel.connection)
+        if not message:
+            self._selector.unregister(kernel.connection)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(kernel.pidfd, signal.SIGKILL)
+            return
+        try:
+            assert self._views is not None, "files are attached to isolated kernels only"
+            self._views.attach(kernel.pid, json.loads(message)["attach"])
+            _tell(kernel.connection, {"attached": True})
+        except OSError as error:
+            _tell(kernel.connection, {"error": f"the files could not be mounted: {error}"})
+
+    def _take_kept(self) -> None:
+        """The keeper's answer: a kernel has its group, or a dead one's group has been read."""
+        assert self._keeper is not None
+        answer = self._keeper.receive()
+        if (kernel := self._kernels.get(answer.get("joined", -1))) is not None:
+            problem = answer["problem"]
+            _tell(kernel.connection, {"error": f"the kernel's cgroup: {problem}"} if problem else {"capped": True})
+        if (ended := self._ended.pop(answer.get("left", -1), None)) is not None:
+            self._tell_exit(*ended, out_of_memory=answer["out_of_memory"])
+
+    def _reap(self, kernel: _Kernel) -> None:
+        del self._kernels[kernel.number]
+        _, status = os.waitpid(kernel.pid, 0)
+        self._selector.unregister(kernel.pidfd)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(kernel.connection)
+        os.close(kernel.pidfd)
+        if self._keeper is None:
+            self._tell_exit(kernel, os.waitstatus_to_exitcode(status), out_of_memory=False)
+        else:
+            self._ended[kernel.number] = (kernel, os.waitstatus_to_exitcode(status))
+            self._keeper.leave(kernel.number)
+
+    def _tell_exit(self, kernel: _Kernel, code: int, *, out_of_memory: bool) -> None:
+        _tell(kernel.connection, {"exit": code, "out_of_memory": out_of_memory and code == -signal.SIGKILL})
+        kernel.connection.close()
+
+
+def _receive(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(1 << 20)
+    except ConnectionError:
+        return b""
 
 
 def _tell(connection: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # the client is gone
         connection.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
-
-
-def _run_child(server: Server, spec: dict[str, Any], connection: socket.socket) -> None:
-    """From fork to the end of the kernel; never returns."""
-    try:
-        os.setsid()
-        isolation.die_with_parent()
-        server.forget()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        if server._isolated:
-            isolation.enter(spec["isolation"])
-        else:
-            os.chdir(spec["cwd"])
-        os.environ.clear()
-        os.environ.update(spec["env"])
-        app, serve = server._app, sys.modules[f"{__package__}.kernel"].serve
-        for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
-            del sys.modules[name]
-        del server
-
-        def ready() -> None:
-            _tell(connection, {"ready": True})
-
-        serve(app, spec["connection_file"], ready)
-    except BaseException:
-        _tell(connection, {"error": traceback.format_exc()[-4000:]})
-    finally:
-        os._exit(0)

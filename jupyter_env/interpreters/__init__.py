@@ -1,9 +1,10 @@
 """Where an agent's code runs: one protocol, and the local Jupyter kernel behind it."""
 
 from jupyter_env.interpreters.base import CellResult, InfrastructureError, Interpreter, Status
-from jupyter_env.interpreters.isolated import IsolatedKernel, make_kernel
-from jupyter_env.interpreters.kernel import KernelSettings, LocalKernel
+from jupyter_env.interpreters.isolated import IsolatedKernel, close_servers, make_kernel
+from jupyter_env.interpreters.local import LocalKernel
 from jupyter_env.interpreters.output import OutputLimits, render_outputs
+from jupyter_env.interpreters.settings import KernelSettings
 
 __all__ = [
     "CellResult",
@@ -14,6 +15,7 @@ __all__ = [
     "LocalKernel",
     "OutputLimits",
     "Status",
+    "close_servers",
     "make_kernel",
     "render_outputs",
 ]

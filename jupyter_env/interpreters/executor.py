@@ -11,7 +11,7 @@ import msgspec
 from jupyter_env.blocking import LoopThread
 from jupyter_env.interpreters.base import CellResult
 from jupyter_env.interpreters.isolated import make_kernel
-from jupyter_env.interpreters.kernel import KernelSettings
+from jupyter_env.interpreters.settings import KernelSettings
 
 _MAX_PRINTED_BYTES = 256 * 1024**2
 

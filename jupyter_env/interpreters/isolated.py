@@ -1,45 +1,44 @@
 """The isolated kernel: a fork of a server with the libraries loaded, in namespaces of its own.
 
-It starts in tens of milliseconds, sees nothing of the host but its Python, its data (read-only) and a private folder
-in memory, has no network, and dies whole. Behind it is `jupyter_env.forkserver`.
+It starts in milliseconds, sees nothing of the host but its Python, its data (read-only) and a private folder in
+memory, has no network, and dies whole. Behind it is `jupyter_env.forkserver`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
-import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from jupyter_env.forkserver.client import ForkedKernel, ForkServer, ServerError, View
-from jupyter_env.forkserver.isolation import detect
+from jupyter_env.forkserver.client import Caps, ForkedKernel, ForkServer, ServerError
+from jupyter_env.forkserver.detect import Feature, features
+from jupyter_env.forkserver.pool import KernelPool
 from jupyter_env.interpreters.base import InfrastructureError, Interpreter
-from jupyter_env.interpreters.kernel import KernelSettings, LocalKernel
+from jupyter_env.interpreters.kernel import JupyterKernel
+from jupyter_env.interpreters.local import LocalKernel
 from jupyter_env.interpreters.process import Process
+from jupyter_env.interpreters.settings import KernelSettings
 
 
-class IsolatedKernel(LocalKernel):
+class IsolatedKernel(JupyterKernel):
     """An `Interpreter` over a kernel forked from a shared server."""
 
     _forked: ForkedKernel | None = None
 
-    async def _launch(self, files: Mapping[str, Path]) -> tuple[Process, str]:
-        """Fork a kernel; the files are mounted read-only, so nothing is copied."""
-        settings = self._settings
-        view = View(
-            files={name: str(path) for name, path in files.items()},
-            work_bytes=settings.max_work_bytes,
-            memory_bytes=settings.max_memory_bytes,
-            processes=settings.max_processes,
-        )
+    async def _launch(self, files: Mapping[str, Path]) -> tuple[Process, dict[str, Any]]:
+        """Claim a kernel; the files are mounted read-only, so nothing is copied."""
         try:
-            self._forked = await shared_server(settings.python).spawn(view)
+            pool = await shared_pool(self._settings)
+            self._forked = await pool.claim({name: str(path) for name, path in files.items()})
         except ServerError as error:
             raise InfrastructureError(str(error)) from error
-        return self._forked, self._forked.connection_file
+        return self._forked, self._forked.connection
 
     def _why_not_started(self) -> str:
         return f"the forked kernel did not answer within {self._settings.start_timeout_s:g} s"
@@ -52,30 +51,65 @@ class IsolatedKernel(LocalKernel):
             self._forked = None
 
 
-_servers: dict[tuple[int, str], ForkServer] = {}
+_starting = threading.Lock()
+_servers: dict[tuple[object, ...], ForkServer] = {}
+_pools: dict[tuple[object, ...], KernelPool] = {}
 
 
-def shared_server(python: str) -> ForkServer:
-    """The server of this process for a Python, started when first needed and ended at exit.
+async def shared_pool(settings: KernelSettings) -> KernelPool:
+    """The pool of this process for these settings, with its server; started when first needed (about 2 s).
 
-    A server that has died is replaced; a forked child of the trainer gets one of its own.
+    A server that has died is replaced; a forked child of the trainer gets its own.
 
     Raises:
-        ServerError: it does not start.
+        ServerError: the server does not start.
     """
-    key = (os.getpid(), python)
-    server = _servers.get(key)
-    if server is None or not server.alive():
-        if server is not None:
-            server.close()
-        server = _servers[key] = ForkServer(python=python)
-        atexit.register(_close_at_exit, server, os.getpid())
-    return server
+    pool = _pools.get(_pool_key(settings))
+    if pool is not None and pool.server.alive():
+        return pool
+    return await asyncio.to_thread(_start_pool, settings)
 
 
-def _close_at_exit(server: ForkServer, pid: int) -> None:
-    if os.getpid() == pid:
-        server.close()
+def _start_pool(settings: KernelSettings) -> KernelPool:
+    with _starting:
+        server = _servers.get(_server_key(settings))
+        if server is None or not server.alive():
+            if server is not None:
+                server.close()
+            server = ForkServer(python=settings.python, threads=settings.threads, gpu=settings.gpu)
+            _servers[_server_key(settings)] = server
+        pool = _pools.get(_pool_key(settings))
+        if pool is None or pool.server is not server:
+            caps = Caps(
+                work_bytes=settings.max_work_bytes,
+                memory_bytes=settings.max_memory_bytes,
+                processes=settings.max_processes,
+            )
+            pool = KernelPool(server, caps, parked=settings.parked, max_live=settings.max_live)
+            _pools[_pool_key(settings)] = pool
+        return pool
+
+
+def _server_key(settings: KernelSettings) -> tuple[object, ...]:
+    return (os.getpid(), settings.python, settings.threads, settings.gpu)
+
+
+def _pool_key(settings: KernelSettings) -> tuple[object, ...]:
+    caps = (settings.max_work_bytes, settings.max_memory_bytes, settings.max_processes)
+    return (*_server_key(settings), *caps, settings.parked, settings.max_live)
+
+
+@atexit.register
+def close_servers() -> None:
+    """End this process's servers, parked kernels and all; the next kernel starts a new one. Done at exit."""
+    with _starting:
+        for pool in _pools.values():
+            pool.close()
+        for (pid, *_), server in _servers.items():
+            if pid == os.getpid():
+                server.close()
+        _pools.clear()
+        _servers.clear()
 
 
 def make_kernel(settings: KernelSettings = KernelSettings()) -> Interpreter:  # noqa: B008
@@ -86,31 +120,21 @@ def make_kernel(settings: KernelSettings = KernelSettings()) -> Interpreter:  # 
     """
     if settings.isolation == "none":
         return LocalKernel(settings)
-    missing = _missing()
-    if settings.isolation == "strict" and missing:
-        raise InfrastructureError(f"this host does not isolate kernels fully: {missing}")
-    if _essential_missing():
-        _warn_once(missing)
+    missing = [feature for feature in features() if feature.problem]
+    if settings.isolation == "strict" and any(feature.name != "control groups" for feature in missing):
+        raise InfrastructureError(
+            f"this host does not isolate kernels fully: {_listed(missing)}; see `jupyter-env doctor`"
+        )
+    if any(feature.required for feature in missing):
+        _warn_once(_listed(missing))
         return LocalKernel(settings)
     return IsolatedKernel(settings)
 
 
-@cache
-def _features() -> dict[str, str]:
-    return detect()
-
-
-def _missing() -> str:
-    return "; ".join(f"{feature}: {problem}" for feature, problem in _features().items() if problem)
-
-
-def _essential_missing() -> bool:
-    """Without namespaces there is no view to give; without a user of its own or seccomp there still is."""
-    return sys.platform != "linux" or any(
-        problem for feature, problem in _features().items() if feature not in ("own user", "seccomp")
-    )
+def _listed(missing: list[Feature]) -> str:
+    return "; ".join(f"{feature.name}: {feature.problem}" for feature in missing)
 
 
 @cache
 def _warn_once(missing: str) -> None:
-    warnings.warn(f"kernels are not isolated on this host ({missing}); see docs/security.md", stacklevel=3)
+    warnings.warn(f"kernels are not isolated on this host ({missing}); see `jupyter-env doctor`", stacklevel=3)

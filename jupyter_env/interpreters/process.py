@@ -14,6 +14,8 @@ from typing import Protocol
 
 import psutil
 
+from jupyter_env.forkserver.client import Exit
+
 MARK = "JUPYTER_ENV_KERNEL"
 """Environment variable that marks a kernel and all its descendants, so that daemons that left its session are found."""
 
@@ -23,8 +25,8 @@ class Process(Protocol):
 
     pid: int
 
-    async def wait(self) -> int:
-        """The exit code, once it has ended."""
+    async def wait(self) -> Exit:
+        """How it ended, once it has."""
 
     def interrupt(self) -> None:
         """SIGINT."""
@@ -58,13 +60,13 @@ class KernelProcess:
         if sys.platform == "linux":
             _limit_memory(self.pid, max_memory_bytes)
 
-    async def wait(self) -> int:
-        """The exit code (negative: the signal that ended it), once it has ended."""
+    async def wait(self) -> Exit:
+        """See `Process.wait`."""
         pidfd = _open_pidfd(self.pid) if self._process.poll() is None else None
         if pidfd is None:
             while (code := self._process.poll()) is None:  # noqa: ASYNC110 (there is nothing to await)
                 await asyncio.sleep(0.05)
-            return code
+            return Exit(code, out_of_memory=False)
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
         loop.add_reader(pidfd, _resolve, ended)
@@ -73,7 +75,7 @@ class KernelProcess:
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
-        return self._process.wait()
+        return Exit(self._process.wait(), out_of_memory=False)
 
     def interrupt(self) -> None:
         """SIGINT to the kernel and its group."""

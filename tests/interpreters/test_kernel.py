@@ -15,7 +15,7 @@ import pytest
 from conftest import eventually, kernel_processes
 
 from jupyter_env.interpreters import CellResult, InfrastructureError, KernelSettings, LocalKernel
-from jupyter_env.interpreters.kernel import _remove
+from jupyter_env.interpreters.local import _remove
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

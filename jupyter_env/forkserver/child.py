@@ -1,0 +1,58 @@
+"""From fork to the end of a kernel: what the forked process does before any code of an agent runs in it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from . import isolation, syscalls
+
+
+def run_kernel(
+    app: Any, spec: dict[str, Any], listeners: list[int], tell: Callable[[dict[str, Any]], None]
+) -> NoReturn:
+    """Become the kernel that the spec describes; `tell` says `ready` or `error` to the client.
+
+    Args:
+        app: the server's prebuilt IPKernelApp.
+        spec: `connection`, `env`, and either `isolation` (see `isolation.enter`) or `cwd`.
+        listeners: see `kernel.serve`.
+        tell: sends a message to the kernel's client.
+    """
+    try:
+        os.setsid()
+        syscalls.die_with_parent()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if "isolation" in spec:
+            isolation.enter(spec["isolation"])
+        else:
+            os.chdir(spec["cwd"])
+        os.environ.clear()
+        os.environ.update(spec["env"])
+        _reseed()
+        serve = sys.modules[f"{__package__}.kernel"].serve
+        _forget_package()
+        serve(app, spec["connection"], listeners, lambda: tell({"ready": True}))
+    except BaseException:
+        tell({"error": traceback.format_exc()[-4000:]})
+    finally:
+        os._exit(0)
+
+
+def _forget_package() -> None:
+    """The kernel's modules are those of any kernel."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
+
+
+def _reseed() -> None:
+    """Siblings must not draw the same numbers."""
+    random.seed()
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))

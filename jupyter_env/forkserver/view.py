@@ -1,0 +1,183 @@
+"""What a kernel sees of the file system: the system's libraries and its Python, read-only, and a private corner.
+
+The server builds one view, in a mount namespace of its own, and moves into it: what is forked there never had the
+host's files in reach. A kernel gets a copy of that namespace with its own `/agent` (a tmpfs with a size cap: working
+folder, home, /tmp, shared memory) and `/proc`. Data files are mounted into a kernel by
+the server when it is claimed; the host's namespace, kept as a descriptor, is where they are looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from . import syscalls
+
+WORK, HOME, TMP, RUN = "/agent/work", "/agent/home", "/agent/tmp", "/agent/run"
+
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32")
+_ETC = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "fonts",
+    "localtime",
+    "ssl",
+    "ca-certificates",
+    "alternatives",
+    "mime.types",
+)
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_INODES = 100_000
+"""Files a kernel may make: empty ones cost the host memory that no size cap counts."""
+
+
+class Views:
+    """The server's two mount namespaces: the host's, and the view in which it lives once this is made."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        """Build the view and move into it.
+
+        Args:
+            spec: `prefixes` (the Python's folders), `hidden` (folders that are to look empty), `devices` (further
+                device files, of GPUs).
+
+        Raises:
+            OSError: not allowed here.
+        """
+        syscalls.unshare(syscalls.NEWNS)
+        # A slave: what the host mounts later can be served too, and nothing of ours shows there.
+        syscalls.mount("none", "/", None, syscalls.REC | syscalls.SLAVE)
+        self._host = _open_namespace("self")
+        syscalls.unshare(syscalls.NEWNS)
+        syscalls.mount("none", "/", None, syscalls.REC | syscalls.PRIVATE)
+        _build(spec)
+        self._view = _open_namespace("self")
+
+    def attach(self, pid: int, files: Mapping[str, str]) -> None:
+        """Mount host files, by their names below data/, into the view of a kernel that has run no code yet."""
+        kernel = _open_namespace(str(pid))
+        mounts: dict[str, int] = {}
+        try:
+            syscalls.setns(self._host, syscalls.NEWNS)
+            for name, path in files.items():
+                mounts[name] = syscalls.clone_mount(path)
+            syscalls.setns(kernel, syscalls.NEWNS)
+            for name, fd in mounts.items():
+                target = _data_path(name)
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o444))
+                syscalls.attach_mount(fd, target)
+        finally:
+            syscalls.setns(self._view, syscalls.NEWNS)
+            for fd in (kernel, *mounts.values()):
+                os.close(fd)
+
+    def close(self) -> None:
+        """In a child: give up the way to the host's files."""
+        os.close(self._host)
+        os.close(self._view)
+
+
+def _open_namespace(pid: str) -> int:
+    return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _data_path(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts:
+        raise OSError(f"a data file's name is a relative path below data/, got {name!r}")
+    return f"{WORK}/data/{name}"
+
+
+def _build(spec: dict[str, Any]) -> None:
+    root = "/tmp"  # exists everywhere, and is private to this namespace
+    devices = _devices(spec["devices"])
+    held = {name: os.open(name, os.O_PATH | os.O_CLOEXEC) for name in spec["prefixes"]}  # one may lie in /tmp
+    syscalls.mount("root", root, "tmpfs", syscalls.NOSUID | syscalls.NODEV, "size=1m,mode=755")
+    for name in _SYSTEM:
+        _copy_system(name, root)
+    for prefix, fd in held.items():
+        _bind(f"/proc/self/fd/{fd}", root + prefix)
+        os.close(fd)
+    for hidden in spec["hidden"]:
+        if os.path.isdir(root + hidden):
+            syscalls.mount("hidden", root + hidden, "tmpfs", syscalls.RDONLY, "size=4k,mode=555")
+    _etc(root)
+    os.makedirs(f"{root}/dev/pts")
+    for path in devices:
+        _bind(path, root + path, read_only=False)
+    for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(target, f"{root}/dev/{name}")
+    os.symlink("pts/ptmx", f"{root}/dev/ptmx")
+    os.symlink("/agent/shm", f"{root}/dev/shm")
+    os.symlink(TMP, f"{root}/tmp")
+    for folder in ("agent", "proc", "run"):
+        os.makedirs(root + "/" + folder)
+    # The server's own, under the one that each kernel mounts: without it a user namespace may not mount any.
+    syscalls.mount("/proc", f"{root}/proc", None, syscalls.BIND | syscalls.REC)
+    os.chdir(root)
+    syscalls.pivot_root_here()
+    syscalls.remount_read_only("/")
+    os.chdir("/")
+
+
+def _devices(further: Iterable[str]) -> list[str]:
+    return [*(f"/dev/{name}" for name in _DEVICES), *further]
+
+
+def _copy_system(name: str, root: str) -> None:
+    path = Path(name)
+    if path.is_symlink():
+        os.symlink(path.readlink(), root + name)
+    elif path.is_dir():
+        _bind(name, root + name)
+
+
+def _bind(source: str, target: str, *, read_only: bool = True) -> None:
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if not os.path.exists(target):
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    syscalls.mount(source, target, None, syscalls.BIND)
+    if read_only:
+        syscalls.remount_read_only(target)
+
+
+def _etc(root: str) -> None:
+    os.makedirs(f"{root}/etc")
+    for name in _ETC:
+        path = Path("/etc") / name
+        if path.is_symlink() and not path.is_dir():
+            with contextlib.suppress(OSError):
+                _bind(str(path.resolve()), f"{root}/etc/{name}")
+        elif path.exists():
+            _bind(str(path), f"{root}/etc/{name}")
+    Path(f"{root}/etc/hosts").write_text("127.0.0.1 localhost notebook\n")
+    Path(f"{root}/etc/nsswitch.conf").write_text("passwd: files\nhosts: files\n")
+
+
+def enter(work_bytes: int, uid: int) -> None:
+    """In a forked child, in fresh namespaces: mount what is the kernel's own.
+
+    Args:
+        work_bytes: cap of everything it writes to files.
+        uid: whose the files are.
+    """
+    owner = f"uid={uid},gid={uid}"
+    options = f"size={work_bytes},nr_inodes={_INODES},mode=755,{owner}"
+    syscalls.mount("agent", "/agent", "tmpfs", syscalls.NOSUID | syscalls.NODEV, options)
+    folders = {WORK: 0o755, f"{WORK}/data": 0o755, HOME: 0o700, RUN: 0o700, TMP: 0o1777, "/agent/shm": 0o1777}
+    for path, mode in folders.items():
+        os.mkdir(path)
+        os.chown(path, uid, uid)
+        os.chmod(path, mode)
+    syscalls.mount("proc", "/proc", "proc", syscalls.NOSUID | syscalls.NODEV)
+    with contextlib.suppress(OSError):  # only terminals, and IPython's `!command`, need it
+        syscalls.mount("pts", "/dev/pts", "devpts", syscalls.NOSUID, "newinstance,ptmxmode=0666")
+    os.chdir(WORK)
