@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from jupyter_env.answer import Integer
-from jupyter_env.interpreters import LocalKernel
+from jupyter_env.interpreters import LocalKernel, close_servers
 from jupyter_env.interpreters.process import MARK
 from jupyter_env.task import DataFile, Task, TaskPool
 
@@ -40,9 +40,10 @@ def pool(data_root: Path) -> TaskPool:
 
 
 def kernel_processes() -> list[psutil.Process]:
-    """The processes of kernels that this process or its children started, whatever session they are in."""
-    parents = {str(process.pid) for process in (psutil.Process(), *psutil.Process().children(recursive=True))}
-    found = []
+    """The processes of kernels, parked ones too, that this process or its children started."""
+    descendants = psutil.Process().children(recursive=True)
+    parents = {str(process.pid) for process in (psutil.Process(), *descendants)}
+    found = [process for process in descendants if _name(process) == "jupyter-kernel"]
     for process in psutil.process_iter():
         try:
             environment = process.environ()
@@ -51,6 +52,21 @@ def kernel_processes() -> list[psutil.Process]:
         if MARK in environment and environment.get("JPY_PARENT_PID") in parents:
             found.append(process)
     return found
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; who has lost its parent may stay a zombie."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> bool:
@@ -78,11 +94,13 @@ def warm_process() -> None:
 @pytest.fixture
 def no_leaks(warm_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Fails the test that leaves a process, a thread, a descriptor or a file; gives the folder of temporary files."""
+    close_servers()
     folder = Path(tempfile.mkdtemp(prefix="jet-"))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     threads, descriptors = set(threading.enumerate()), psutil.Process().num_fds()
     try:
         yield folder
+        close_servers()
         assert eventually(lambda: not kernel_processes()), f"left running: {kernel_processes()}"
         assert eventually(lambda: set(threading.enumerate()) <= threads), f"left: {threading.enumerate()}"
         assert eventually(lambda: psutil.Process().num_fds() <= descriptors), (

@@ -27,6 +27,7 @@ from gymnasium.error import ResetNeeded
 
 from jupyter_env import Budget, DataFile, JupyterQAEnv, KernelSettings, LocalKernel, Task, TaskPool
 from jupyter_env.answer import Boolean, Choice, Integer, ListOf, Number, Text, reference_text
+from jupyter_env.forkserver.detect import features
 from jupyter_env.interpreters import CellResult
 
 GUESSES = {"secret": "aa1-bb2", "count": "13", "mean": "0.5", "largest": "east", "sorted": "yes"}
@@ -42,7 +43,8 @@ print("#" + "-".join(row["code"] for row in rows), sum(int(row["weight"]) for ro
 """
 CLEAN = "[['data'], ['table.csv'], [], []]"
 
-needs_isolation = pytest.mark.xfail(reason="needs the isolated kernel", strict=True, raises=AssertionError)
+missing = [f"{feature.name}: {feature.problem}" for feature in features() if feature.required and feature.problem]
+needs_isolation = pytest.mark.skipif(bool(missing), reason=f"this host does not isolate kernels: {missing}")
 
 
 def make_rows() -> list[dict[str, object]]:
@@ -252,24 +254,35 @@ def test_tampering_gains_nothing(env: JupyterQAEnv, secret: str, name: str) -> N
 @pytest.mark.parametrize("name", cheats.DEADLY)
 def test_a_kernel_that_is_gone_ends_the_episode(impatient: JupyterQAEnv, secret: str, name: str) -> None:
     code, status = cheats.DEADLY[name]
+    if name in cheats.FIRST_PROCESS_SURVIVES and not missing:
+        status = "ok"
     assert cheat(impatient, code, status=status) == 0.0
     check_honest(impatient, secret)
 
 
 @pytest.mark.parametrize("hidden", [False, pytest.param(True, marks=needs_isolation)], ids=["daemon", "without-mark"])
-def test_daemons_end_with_their_episode(pool: TaskPool, secret: str, tmp_path: Path, hidden: bool) -> None:
-    note = tmp_path / "pid"
+def test_daemons_end_with_their_episode(pool: TaskPool, secret: str, hidden: bool) -> None:
+    # Found by its argument: an isolated kernel does not know its number on the host.
+    seconds = str(1_000_000_000 + random.randrange(1_000_000_000))
     env = JupyterQAEnv(pool)
     try:
-        assert cheat(env, cheats.daemon(str(note), hidden), status="ok") == 0.0
+        env.reset(options={"task_id": "secret"})
+        observation, *_ = env.step(call("execute_code", code=cheats.daemon(seconds, hidden)))
+        assert observation == "left a daemon"
+        daemons = _daemons(seconds)
+        assert len(daemons) == 1
         env.close()
-        pid = int(note.read_text())
-        assert not _runs(pid)
+        assert not _runs(daemons[0])
         check_honest(env, secret)
     finally:
         env.close()
-        if note.exists() and _runs(int(note.read_text())):
-            os.kill(int(note.read_text()), signal.SIGKILL)
+        for pid in _daemons(seconds):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _daemons(seconds: str) -> list[int]:
+    processes = psutil.process_iter(["cmdline"])
+    return [process.pid for process in processes if process.info["cmdline"] == ["sleep", seconds]]
 
 
 def _runs(pid: int) -> bool:

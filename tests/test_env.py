@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
-from conftest import eventually, kernel_processes
+from conftest import eventually, has_ended, kernel_processes
 from fakes import FakeFactory, FakeInterpreter, result
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
@@ -127,9 +127,9 @@ class TestVector:
         observations, *_ = envs.step([cell("print('ä' * 3)"), cell("print('多少')")])
         assert list(observations) == ["äää", "多少"]
         kernels = kernel_processes()
-        assert len(kernels) == 2
+        assert len(kernels) >= 2  # each worker may have parked another
         envs.close()
-        assert eventually(lambda: not any(kernel.is_running() for kernel in kernels))
+        assert eventually(lambda: all(has_ended(kernel) for kernel in kernels))
 
 
 class TestReset:
@@ -265,7 +265,8 @@ from jupyter_env.answer import Integer
 
 env = JupyterQAEnv([Task(id="a", question="?", answer=Integer(value=1))])
 env.reset()
-print(env.step("```python\\nimport os; print(os.getpid())\\n```")[0], flush=True)
+env.step("```python\\nx = 1\\n```")
+print(env._running.episode._interpreter.pid, flush=True)
 """
 """A trainer that prints its kernel's process id."""
 
@@ -282,7 +283,7 @@ class TestNothingIsLeft:
     def test_after_20_episodes(self, pool: TaskPool, no_leaks: Path):
         env = JupyterQAEnv(pool)
         play(env, 20)
-        assert len(kernel_processes()) <= 1
+        assert len(kernel_processes()) <= 2  # one of them parked
         env.close()
 
     @pytest.mark.soak
@@ -295,10 +296,11 @@ class TestNothingIsLeft:
     def test_after_garbage_collection(self, pool: TaskPool, no_leaks: Path):
         env = JupyterQAEnv(pool)
         play(env, 1)
-        assert len(kernel_processes()) == 1
+        kernel = env._running.episode._interpreter.pid
+        assert psutil.pid_exists(kernel)
         del env
         gc.collect()
-        assert eventually(lambda: not kernel_processes())
+        assert eventually(lambda: not psutil.pid_exists(kernel))
 
     def test_inside_a_running_loop(self, pool: TaskPool, no_leaks: Path):
         async def trainer() -> str:
@@ -327,7 +329,7 @@ class TestNothingIsLeft:
         with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as trainer:
             kernel = psutil.Process(int(trainer.stdout.readline()))
             trainer.kill()
-        assert eventually(lambda: not kernel.is_running(), within_s=15)
+        assert eventually(lambda: has_ended(kernel), within_s=15)
         shutil.rmtree(next(no_leaks.iterdir()))  # the one thing that a killed trainer leaves
 
 

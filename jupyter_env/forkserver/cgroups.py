@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import syscalls
+
 _PREFIX = "jupyter-env-"
 _ROOT = Path("/sys/fs/cgroup")
 
@@ -118,6 +120,7 @@ def start_keeper(parents: dict[str, str], not_its: socket.socket) -> Keeper | No
             ours.close()
             not_its.close()
             os.setsid()
+            syscalls.set_name("cgroup-keeper")
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             _keep(theirs, {kind: Path(parent) / f"{_PREFIX}{os.getpid()}" for kind, parent in parents.items()})
         finally:

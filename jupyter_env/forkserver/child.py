@@ -26,6 +26,7 @@ def run_kernel(
     """
     try:
         os.setsid()
+        syscalls.set_name("jupyter-kernel")
         syscalls.die_with_parent()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

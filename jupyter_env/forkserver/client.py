@@ -245,7 +245,9 @@ class ForkServer:
             "isolated": isolated,
             "preload": list(preload),
             "cgroups": groups,
-            "view": _view(python, gpu) if isolated else None,
+            # This package, wherever it is installed, looks empty to kernels.
+            "hidden": [str(Path(_PACKAGE).parent)],
+            "devices": _gpu_devices() if gpu else [],
         }
         self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with server_end, self.folder.log.open("wb") as log:
@@ -350,18 +352,8 @@ os.register_at_fork(after_in_child=_forget_all)
 _HOMES = {"HOME": HOME, "TMPDIR": TMP, "MPLCONFIGDIR": f"{HOME}/.matplotlib", "USER": "agent"}
 
 
-def _view(python: str, gpu: bool) -> dict[str, Any]:
-    """The folders of the kernel's Python, those in them that must look empty (this package's own), and devices."""
-    found = "[sys.prefix, sys.base_prefix, sysconfig.get_path('purelib')]"
-    code = f"import json, sys, sysconfig; print(json.dumps({found}))"
-    answer = subprocess.run([python, "-c", code], capture_output=True, check=True, text=True, timeout=60)
-    prefix, base_prefix, site_packages = json.loads(answer.stdout)
-    return {
-        # The shorter first: a folder is bound before what lies in it.
-        "prefixes": sorted({prefix, base_prefix} - {"/usr"}, key=len),
-        "hidden": sorted({f"{site_packages}/jupyter_env", str(Path(_PACKAGE).parent)}),
-        "devices": sorted(str(path) for path in Path("/dev").glob("nvidia*") if path.is_char_device()) if gpu else [],
-    }
+def _gpu_devices() -> list[str]:
+    return sorted(str(path) for path in Path("/dev").glob("nvidia*") if path.is_char_device())
 
 
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")

@@ -34,9 +34,9 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
 
     Args:
         control_fd: the server's end of the control socket.
-        settings: `isolated`, `preload` (module names), `view` (see `Views`), `cgroups` (folders, see `cgroups`).
+        settings: `isolated`, `preload` (module names), `hidden` and `devices` (see `Views`), `cgroups` (see there).
     """
-    syscalls.die_with_parent()
+    syscalls.set_name("kernel-server")
     control = socket.socket(fileno=control_fd)
     keeper = start_keeper(settings["cgroups"], control) if settings["isolated"] else None
     failed = _preload(settings["preload"])
@@ -51,11 +51,12 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
     if settings["isolated"]:
         if os.getuid() != 0:
             isolation.become_root_of_user_namespace()
-        views = Views(settings["view"])
+        views = Views(settings["hidden"], settings["devices"])
     gc.collect()
     gc.freeze()  # collections in children must not touch, and so copy, the shared pages
     control.send(json.dumps({"ready": os.getpid(), "not_preloaded": failed}).encode())
     Server(control, app, views, keeper).run()
+    os._exit(0)  # an orderly end of what is forked with threads in mind can hang
 
 
 def _preload(names: list[str]) -> dict[str, str]:

@@ -48,6 +48,11 @@ def sethostname(name: bytes) -> None:
     _check(_libc().sethostname(name, len(name)), "sethostname")
 
 
+def set_name(name: str) -> None:
+    """What process lists show (PR_SET_NAME), at most 15 characters."""
+    _check(_libc().prctl(15, name.encode(), 0, 0, 0), "prctl")
+
+
 def die_with_parent() -> None:
     """SIGKILL when the parent ends (PR_SET_PDEATHSIG); a change of user clears it."""
     _check(_libc().prctl(1, signal.SIGKILL, 0, 0, 0), "prctl")

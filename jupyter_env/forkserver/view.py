@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from . import syscalls
 
@@ -30,7 +31,7 @@ _ETC = (
     "alternatives",
     "mime.types",
 )
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _INODES = 100_000
 """Files a kernel may make: empty ones cost the host memory that no size cap counts."""
 
@@ -38,12 +39,12 @@ _INODES = 100_000
 class Views:
     """The server's two mount namespaces: the host's, and the view in which it lives once this is made."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, hidden: Sequence[str], devices: Sequence[str]) -> None:
         """Build the view and move into it.
 
         Args:
-            spec: `prefixes` (the Python's folders), `hidden` (folders that are to look empty), `devices` (further
-                device files, of GPUs).
+            hidden: folders that are to look empty.
+            devices: further device files, of GPUs.
 
         Raises:
             OSError: not allowed here.
@@ -54,7 +55,7 @@ class Views:
         self._host = _open_namespace("self")
         syscalls.unshare(syscalls.NEWNS)
         syscalls.mount("none", "/", None, syscalls.REC | syscalls.PRIVATE)
-        _build(spec)
+        _build(hidden, devices)
         self._view = _open_namespace("self")
 
     def attach(self, pid: int, files: Mapping[str, str]) -> None:
@@ -93,22 +94,23 @@ def _data_path(name: str) -> str:
     return f"{WORK}/data/{name}"
 
 
-def _build(spec: dict[str, Any]) -> None:
+def _build(hidden: Sequence[str], devices: Sequence[str]) -> None:
     root = "/tmp"  # exists everywhere, and is private to this namespace
-    devices = _devices(spec["devices"])
-    held = {name: os.open(name, os.O_PATH | os.O_CLOEXEC) for name in spec["prefixes"]}  # one may lie in /tmp
+    # The shorter first: a folder is bound before what lies in it. And held, since one may lie in /tmp.
+    prefixes = sorted({sys.prefix, sys.base_prefix} - {"/usr"}, key=len)
+    held = {name: os.open(name, os.O_PATH | os.O_CLOEXEC) for name in prefixes}
     syscalls.mount("root", root, "tmpfs", syscalls.NOSUID | syscalls.NODEV, "size=1m,mode=755")
     for name in _SYSTEM:
         _copy_system(name, root)
     for prefix, fd in held.items():
         _bind(f"/proc/self/fd/{fd}", root + prefix)
         os.close(fd)
-    for hidden in spec["hidden"]:
-        if os.path.isdir(root + hidden):
-            syscalls.mount("hidden", root + hidden, "tmpfs", syscalls.RDONLY, "size=4k,mode=555")
+    for folder in (*hidden, f"{sysconfig.get_path('purelib')}/jupyter_env"):
+        if os.path.isdir(root + folder):
+            syscalls.mount("hidden", root + folder, "tmpfs", syscalls.RDONLY, "size=4k,mode=555")
     _etc(root)
     os.makedirs(f"{root}/dev/pts")
-    for path in devices:
+    for path in (*_DEVICES, *devices):
         _bind(path, root + path, read_only=False)
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(target, f"{root}/dev/{name}")
@@ -123,10 +125,6 @@ def _build(spec: dict[str, Any]) -> None:
     syscalls.pivot_root_here()
     syscalls.remount_read_only("/")
     os.chdir("/")
-
-
-def _devices(further: Iterable[str]) -> list[str]:
-    return [*(f"/dev/{name}" for name in _DEVICES), *further]
 
 
 def _copy_system(name: str, root: str) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_env.forkserver.isolation import detect
+from jupyter_env.forkserver.detect import features
 from jupyter_env.interpreters import IsolatedKernel, KernelSettings
 
-missing = {feature: problem for feature, problem in detect().items() if problem and feature != "own user"}
+missing = {feature.name: feature.problem for feature in features() if feature.problem and feature.required}
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"this host does not isolate: {missing}")
 
 
