@@ -14,7 +14,11 @@ from . import isolation, syscalls
 
 
 def run_kernel(
-    app: Any, spec: dict[str, Any], listeners: list[int], tell: Callable[[dict[str, Any]], None]
+    app: Any,
+    spec: dict[str, Any],
+    listeners: list[int],
+    folder: int | None,
+    tell: Callable[[dict[str, Any]], None],
 ) -> NoReturn:
     """Become the kernel that the spec describes; `tell` says `ready` or `error` to the client.
 
@@ -22,6 +26,7 @@ def run_kernel(
         app: the server's prebuilt IPKernelApp.
         spec: `connection`, `env`, and either `isolation` (see `isolation.enter`) or `cwd`.
         listeners: see `kernel.serve`.
+        folder: see `view.enter`.
         tell: sends a message to the kernel's client.
     """
     try:
@@ -31,7 +36,7 @@ def run_kernel(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if "isolation" in spec:
-            isolation.enter(spec["isolation"])
+            isolation.enter(spec["isolation"], folder)
         else:
             os.chdir(spec["cwd"])
         os.environ.clear()

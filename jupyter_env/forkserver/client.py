@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import cgroups
-from .environment import THREADS, kernel_environment
+from .environment import SETTINGS, THREADS, kernel_environment
 from .folder import ServerFolder
 from .view import HOME, RUN, TMP
 
@@ -74,17 +74,54 @@ class Exit(NamedTuple):
     """Killed by the system for using more memory than its control group may."""
 
 
+class Endpoint:
+    """Where a kernel is reached: listening sockets in a folder, made here, so that the kernel opens no path.
+
+    Attributes:
+        folder: of the sockets; removed with the endpoint.
+        connection: the content of a connection file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+        ports = {name: number for number, name in enumerate(names, start=1)}
+        key = os.urandom(16).hex()
+        self.connection: dict[str, Any] = {
+            **ports,
+            "transport": "ipc",
+            "ip": str(folder / "k"),
+            "key": key,
+            "signature_scheme": "hmac-sha256",
+        }
+        self._paths = [folder / f"k-{port}" for port in ports.values()]
+
+    def listen(self) -> list[socket.socket]:
+        """Fresh sockets, in the order of the ports."""
+        sockets = []
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(path))
+            listener.listen(128)
+            sockets.append(listener)
+        return sockets
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class ForkedKernel:
     """A running kernel, which lives until it is killed, ends by itself, or its server ends.
 
     Attributes:
-        connection: the content of its connection file, with the paths of this side.
-        folder: of its sockets, as the host sees it.
+        endpoint: its sockets.
+        pid: of its process on the host, once it is ready.
     """
 
-    def __init__(self, server: ForkServer, connection_socket: socket.socket, folder: Path, connection: dict[str, Any]):
-        self.connection = connection
-        self.folder = folder
+    def __init__(self, server: ForkServer, connection_socket: socket.socket, endpoint: Endpoint):
+        self.endpoint = endpoint
         self.pid = 0
         self._server = server
         self._socket = connection_socket
@@ -175,14 +212,23 @@ class ForkedKernel:
             signal.pidfd_send_signal(self._pidfd, 0)  # the number is still this kernel's
             os.killpg(self.pid, signal.SIGINT)
 
+    def send_signal(self, number: int) -> None:
+        """Any signal, to the kernel's process alone."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
     def kill(self) -> None:
         """SIGKILL; as the first process of its pid namespace it takes all others there with it."""
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def close(self) -> None:
-        """Kill it and free what is held here for it; the server reaps it. A second call does nothing."""
+    def close(self, *, keep_endpoint: bool = False) -> None:
+        """Kill it and free what is held here for it; the server reaps it. A second call does nothing.
+
+        Args:
+            keep_endpoint: for its successor; see `ForkServer.spawn`.
+        """
         if self._socket.fileno() < 0:
             return
         self.kill()
@@ -190,7 +236,8 @@ class ForkedKernel:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep_endpoint:
+            self.endpoint.remove()
         for call in self._on_close:
             call()
 
@@ -281,38 +328,51 @@ class ForkServer:
         """Of the server process."""
         return self._process.pid
 
-    def spawn(self, caps: Caps, *, cwd: str = "/") -> ForkedKernel:
+    def spawn(
+        self,
+        caps: Caps | None = None,
+        *,
+        folder: str | None = None,
+        env: Mapping[str, str] | None = None,
+        endpoint: Endpoint | None = None,
+    ) -> ForkedKernel:
         """Ask for a kernel; await its `ready()` before use (tens of milliseconds). Never waits.
 
         Args:
-            caps: what it may use, if the server isolates.
-            cwd: its working folder, if not.
+            caps: what it may use; needed if the server isolates.
+            folder: its working folder. To an isolated kernel it shows the host's files, and keeps changes to itself;
+                without one it has an empty folder, and files can be attached.
+            env: its whole environment; without isolation, the caller's affair.
+            endpoint: of a kernel that has ended, whose clients are to reach this one.
 
         Raises:
             ServerError: the server is gone.
         """
         number = next(self._numbers)
-        folder = self.folder.for_kernel(number)
-        listeners = [_listener(folder / f"k-{port}") for port in range(1, len(_PORTS) + 1)]
-        connection = _connection(folder)
-        spec: dict[str, Any] = {"connection": {**connection, "file": str(folder / "kernel.json")}}
+        endpoint = endpoint or Endpoint(self.folder.for_kernel(number))
+        spec: dict[str, Any] = {"connection": dict(endpoint.connection)}
         if self.isolated:
+            assert caps is not None, "isolated kernels have caps"
             uid = _FIRST_UID + number % _UIDS if os.getuid() == 0 else None
-            spec["connection"]["file"] = f"{RUN}/kernel.json"
-            spec |= {"isolation": {"uid": uid, **asdict(caps)}, "env": self._environment | _HOMES}
+            spec["connection"] |= {"file": f"{RUN}/kernel.json"}
+            spec["isolation"] = {"uid": uid, "folder": folder, **asdict(caps)}
+            spec["env"] = self._environment | _HOMES
         else:
-            spec |= {"cwd": cwd, "env": self._environment | {"HOME": str(Path.home())}}
+            spec["connection"] |= {"file": str(endpoint.folder / "kernel.json")}
+            spec["cwd"] = folder or os.getcwd()
+            spec["env"] = {**(os.environ if env is None else env), **SETTINGS}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listeners = endpoint.listen()
         try:
             self._send({"spawn": spec}, [theirs, *listeners])
         except OSError as error:
             ours.close()
-            shutil.rmtree(folder, ignore_errors=True)
+            endpoint.remove()
             raise ServerError(f"the fork server is gone: {error}") from error
         finally:
             for passed in (theirs, *listeners):
                 passed.close()
-        return ForkedKernel(self, ours, folder, connection)
+        return ForkedKernel(self, ours, endpoint)
 
     def _send(self, message: dict[str, Any], passed: Sequence[socket.socket]) -> None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [each.fileno() for each in passed]))]
@@ -354,23 +414,6 @@ _HOMES = {"HOME": HOME, "TMPDIR": TMP, "MPLCONFIGDIR": f"{HOME}/.matplotlib", "U
 
 def _gpu_devices() -> list[str]:
     return sorted(str(path) for path in Path("/dev").glob("nvidia*") if path.is_char_device())
-
-
-_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-
-
-def _connection(folder: Path) -> dict[str, Any]:
-    """The content of a connection file; a kernel listens on sockets that are made here, and opens no path."""
-    ports = {name: number for number, name in enumerate(_PORTS, start=1)}
-    key = os.urandom(16).hex()
-    return {**ports, "transport": "ipc", "ip": str(folder / "k"), "key": key, "signature_scheme": "hmac-sha256"}
-
-
-def _listener(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    listener.listen(128)
-    return listener
 
 
 async def _readable(connection: socket.socket) -> None:

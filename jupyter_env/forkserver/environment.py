@@ -8,7 +8,7 @@ from pathlib import Path
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """The trainer's variables that a kernel gets: none that could hold a secret."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_SETTINGS = {
+SETTINGS = {
     # Threads of these would make a fork server unable to fork.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -32,4 +32,4 @@ def kernel_environment(python: str, threads: int, gpu: bool) -> dict[str, str]:
     elif not gpu:
         passed["CUDA_VISIBLE_DEVICES"] = ""
     path = f"{Path(python).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"
-    return {**passed, **_SETTINGS, **dict.fromkeys(THREADS, str(threads)), "PATH": path}
+    return {**passed, **SETTINGS, **dict.fromkeys(THREADS, str(threads)), "PATH": path}

@@ -22,11 +22,12 @@ def become_root_of_user_namespace() -> None:
     _map_user(0, uid, gid)
 
 
-def enter(spec: dict[str, Any]) -> None:
+def enter(spec: dict[str, Any], folder: int | None = None) -> None:
     """In a child in a pid namespace of its own, in the view: give up everything that is not its own.
 
     Args:
         spec: `uid` (None in a user namespace), `work_bytes`, `memory_bytes`, `processes`.
+        folder: see `view.enter`.
 
     Raises:
         OSError: some step is not allowed; the child must not go on.
@@ -35,7 +36,7 @@ def enter(spec: dict[str, Any]) -> None:
     _loopback_up()
     syscalls.sethostname(b"notebook")
     uid = spec["uid"]
-    view.enter(spec["work_bytes"], uid or 0)
+    view.enter(spec["work_bytes"], uid or 0, folder)
     _limit(spec["memory_bytes"], spec["processes"])
     if uid is not None:
         os.setgroups([])

@@ -147,19 +147,24 @@ class Server:
                 os.close(fd)
 
     def _spawn(self, spec: dict[str, Any], connection: socket.socket, listeners: list[int]) -> None:
+        folder = None
         if self._views is not None:
+            if spec["isolation"]["folder"] is not None:
+                folder = self._views.host_folder(spec["isolation"]["folder"])
             # The pid namespace is for children only; forking into it here saves the child a second fork.
             syscalls.unshare(syscalls.NEWPID)
         try:
             pid = os.fork()
             if pid == 0:
                 try:
-                    self._become_kernel(spec, connection, listeners)
+                    self._become_kernel(spec, connection, listeners, folder)
                 finally:
                     os._exit(1)  # whatever went wrong, there is one server only
         finally:
             if self._views is not None:
                 syscalls.setns(self._own_pid_namespace, syscalls.NEWPID)
+            if folder is not None:
+                os.close(folder)
         kernel = _Kernel(next(self._numbers), pid, os.pidfd_open(pid), connection)
         self._kernels[kernel.number] = kernel
         if self._keeper is not None:
@@ -170,7 +175,9 @@ class Server:
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._take_message(kernel))
         self._selector.register(kernel.pidfd, selectors.EVENT_READ, lambda: self._reap(kernel))
 
-    def _become_kernel(self, spec: dict[str, Any], connection: socket.socket, listeners: list[int]) -> None:
+    def _become_kernel(
+        self, spec: dict[str, Any], connection: socket.socket, listeners: list[int], folder: int | None
+    ) -> None:
         """In the child: close everything that is the server's, and go on as the kernel; never returns."""
         self._selector.close()
         for kernel in self._kernels.values():
@@ -184,7 +191,7 @@ class Server:
             self._keeper.connection.close()
         self._control.close()
         os.close(self._own_pid_namespace)
-        run_kernel(self._app, spec, listeners, lambda message: _tell(connection, message))
+        run_kernel(self._app, spec, listeners, folder, lambda message: _tell(connection, message))
 
     def _take_message(self, kernel: _Kernel) -> None:
         """On a kernel's connection: files to attach, or end of file, by which its client wants it killed."""

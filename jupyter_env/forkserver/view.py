@@ -58,6 +58,14 @@ class Views:
         _build(hidden, devices)
         self._view = _open_namespace("self")
 
+    def host_folder(self, path: str) -> int:
+        """A detached read-only mount of a folder of the host."""
+        syscalls.setns(self._host, syscalls.NEWNS)
+        try:
+            return syscalls.clone_mount(path)
+        finally:
+            syscalls.setns(self._view, syscalls.NEWNS)
+
     def attach(self, pid: int, files: Mapping[str, str]) -> None:
         """Mount host files, by their names below data/, into the view of a kernel that has run no code yet."""
         kernel = _open_namespace(str(pid))
@@ -160,12 +168,13 @@ def _etc(root: str) -> None:
     Path(f"{root}/etc/nsswitch.conf").write_text("passwd: files\nhosts: files\n")
 
 
-def enter(work_bytes: int, uid: int) -> None:
+def enter(work_bytes: int, uid: int, folder: int | None) -> None:
     """In a forked child, in fresh namespaces: mount what is the kernel's own.
 
     Args:
         work_bytes: cap of everything it writes to files.
         uid: whose the files are.
+        folder: detached mount of a folder that the working folder shows; changes to it stay in memory.
     """
     owner = f"uid={uid},gid={uid}"
     options = f"size={work_bytes},nr_inodes={_INODES},mode=755,{owner}"
@@ -178,4 +187,17 @@ def enter(work_bytes: int, uid: int) -> None:
     syscalls.mount("proc", "/proc", "proc", syscalls.NOSUID | syscalls.NODEV)
     with contextlib.suppress(OSError):  # only terminals, and IPython's `!command`, need it
         syscalls.mount("pts", "/dev/pts", "devpts", syscalls.NOSUID, "newinstance,ptmxmode=0666")
+    if folder is not None:
+        _overlay(folder, uid)
+        os.close(folder)
     os.chdir(WORK)
+
+
+def _overlay(folder: int, uid: int) -> None:
+    layers = {name: f"/agent/.{name}" for name in ("lower", "upper", "work")}
+    for path in layers.values():
+        os.mkdir(path)
+        os.chown(path, uid, uid)
+    syscalls.attach_mount(folder, layers["lower"])
+    options = f"lowerdir={layers['lower']},upperdir={layers['upper']},workdir={layers['work']}"
+    syscalls.mount("overlay", WORK, "overlay", syscalls.NOSUID | syscalls.NODEV, options)

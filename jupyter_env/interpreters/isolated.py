@@ -7,18 +7,17 @@ memory, has no network, and dies whole. Behind it is `jupyter_env.forkserver`.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
-import threading
 import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jupyter_env.forkserver.client import Caps, ForkedKernel, ForkServer, ServerError
+from jupyter_env.forkserver.client import Caps, ForkedKernel, ServerError
 from jupyter_env.forkserver.detect import Feature, features
 from jupyter_env.forkserver.pool import KernelPool
+from jupyter_env.forkserver.shared import shared_server
 from jupyter_env.interpreters.base import InfrastructureError, Interpreter
 from jupyter_env.interpreters.kernel import JupyterKernel
 from jupyter_env.interpreters.local import LocalKernel
@@ -38,7 +37,7 @@ class IsolatedKernel(JupyterKernel):
             self._forked = await pool.claim({name: str(path) for name, path in files.items()})
         except ServerError as error:
             raise InfrastructureError(str(error)) from error
-        return self._forked, self._forked.connection
+        return self._forked, self._forked.endpoint.connection
 
     def _why_not_started(self) -> str:
         return f"the forked kernel did not answer within {self._settings.start_timeout_s:g} s"
@@ -51,65 +50,33 @@ class IsolatedKernel(JupyterKernel):
             self._forked = None
 
 
-_starting = threading.Lock()
-_servers: dict[tuple[object, ...], ForkServer] = {}
 _pools: dict[tuple[object, ...], KernelPool] = {}
 
 
 async def shared_pool(settings: KernelSettings) -> KernelPool:
-    """The pool of this process for these settings, with its server; started when first needed (about 2 s).
-
-    A server that has died is replaced; a forked child of the trainer gets its own.
+    """The pool of this process for these settings.
 
     Raises:
-        ServerError: the server does not start.
+        ServerError: its server does not start.
     """
-    pool = _pools.get(_pool_key(settings))
+    pool = _pools.get(_key(settings))
     if pool is not None and pool.server.alive():
         return pool
-    return await asyncio.to_thread(_start_pool, settings)
+    server = await asyncio.to_thread(
+        shared_server, settings.python, isolated=True, threads=settings.threads, gpu=settings.gpu
+    )
+    pool = _pools.get(_key(settings))
+    if pool is None or pool.server is not server:  # another may have come first
+        caps = Caps(
+            work_bytes=settings.max_work_bytes, memory_bytes=settings.max_memory_bytes, processes=settings.max_processes
+        )
+        pool = _pools[_key(settings)] = KernelPool(server, caps, parked=settings.parked, max_live=settings.max_live)
+    return pool
 
 
-def _start_pool(settings: KernelSettings) -> KernelPool:
-    with _starting:
-        server = _servers.get(_server_key(settings))
-        if server is None or not server.alive():
-            if server is not None:
-                server.close()
-            server = ForkServer(python=settings.python, threads=settings.threads, gpu=settings.gpu)
-            _servers[_server_key(settings)] = server
-        pool = _pools.get(_pool_key(settings))
-        if pool is None or pool.server is not server:
-            caps = Caps(
-                work_bytes=settings.max_work_bytes,
-                memory_bytes=settings.max_memory_bytes,
-                processes=settings.max_processes,
-            )
-            pool = KernelPool(server, caps, parked=settings.parked, max_live=settings.max_live)
-            _pools[_pool_key(settings)] = pool
-        return pool
-
-
-def _server_key(settings: KernelSettings) -> tuple[object, ...]:
-    return (os.getpid(), settings.python, settings.threads, settings.gpu)
-
-
-def _pool_key(settings: KernelSettings) -> tuple[object, ...]:
+def _key(settings: KernelSettings) -> tuple[object, ...]:
     caps = (settings.max_work_bytes, settings.max_memory_bytes, settings.max_processes)
-    return (*_server_key(settings), *caps, settings.parked, settings.max_live)
-
-
-@atexit.register
-def close_servers() -> None:
-    """End this process's servers, parked kernels and all; the next kernel starts a new one. Done at exit."""
-    with _starting:
-        for pool in _pools.values():
-            pool.close()
-        for (pid, *_), server in _servers.items():
-            if pid == os.getpid():
-                server.close()
-        _pools.clear()
-        _servers.clear()
+    return (os.getpid(), settings.python, settings.threads, settings.gpu, *caps, settings.parked, settings.max_live)
 
 
 def make_kernel(settings: KernelSettings = KernelSettings()) -> Interpreter:  # noqa: B008
