@@ -28,6 +28,7 @@ from jupyter_env.check import TaskReport, check_task
 from jupyter_env.episode import Budget, EpisodeRecord
 from jupyter_env.evaluate import LEVELS, PassRate, pass_rates
 from jupyter_env.interpreters import InfrastructureError, KernelSettings
+from jupyter_env.kernels_cli import doctor, kernelspec_app
 from jupyter_env.play import play_episode
 from jupyter_env.report.html import write_report
 from jupyter_env.report.notebook import write_notebook
@@ -45,6 +46,8 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="Make, read and check pools of tasks.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(kernelspec_app, name="kernelspec")
+app.command()(doctor)
 out = Console(emoji=False)  # a cell may print ":100:"
 err = Console(stderr=True, emoji=False)
 

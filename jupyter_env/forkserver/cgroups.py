@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import syscalls
+from .pidfd import pid_of
 
 _PREFIX = "jupyter-env-"
 _ROOT = Path("/sys/fs/cgroup")
@@ -86,13 +87,14 @@ class Keeper:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
 
-    def join(self, number: int, pid: int, caps: dict[str, Any]) -> None:
+    def join(self, number: int, pidfd: int, caps: dict[str, Any]) -> None:
         """Ask for a group for a kernel; the answer is `{"joined": number, "problem": text}`."""
-        self._send({"join": number, "pid": pid, "memory_bytes": caps["memory_bytes"], "processes": caps["processes"]})
+        request = {"join": number, "memory_bytes": caps["memory_bytes"], "processes": caps["processes"]}
+        socket.send_fds(self.connection, [json.dumps(request).encode()], [pidfd])
 
     def leave(self, number: int) -> None:
         """Say that the kernel has ended; the answer is `{"left": number, "out_of_memory": bool}`."""
-        self._send({"leave": number})
+        self.connection.send(json.dumps({"leave": number}).encode(), socket.MSG_NOSIGNAL)
 
     def receive(self) -> dict[str, Any]:
         """The next answer.
@@ -105,9 +107,6 @@ class Keeper:
             raise EOFError("the keeper of the control groups has ended")
         answer: dict[str, Any] = json.loads(message)
         return answer
-
-    def _send(self, message: dict[str, Any]) -> None:
-        self.connection.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
 
 
 def start_keeper(parents: dict[str, str], not_its: socket.socket) -> Keeper | None:
@@ -136,11 +135,15 @@ def _keep(connection: socket.socket, folders: dict[str, Path]) -> None:
         if (folder / "cgroup.subtree_control").exists():
             (folder / "cgroup.subtree_control").write_text("+memory +pids")
     left: set[Path] = set()
-    while message := connection.recv(65_536):
+    while True:
+        message, fds, _, _ = socket.recv_fds(connection, 65_536, 1)
+        if not message:
+            break
         request = json.loads(message)
         if "join" in request:
             groups = [folder / str(request["join"]) for folder in folders.values()]
-            answer = {"joined": request["join"], "problem": _join(groups, request)}
+            answer = {"joined": request["join"], "problem": _join(groups, pid_of(fds[0]), request)}
+            os.close(fds[0])
         else:
             groups = [folder / str(request["leave"]) for folder in folders.values()]
             answer = {"left": request["leave"], "out_of_memory": any(_killed(group) for group in groups)}
@@ -152,7 +155,7 @@ def _keep(connection: socket.socket, folders: dict[str, Path]) -> None:
         _remove(folder)
 
 
-def _join(groups: list[Path], request: dict[str, Any]) -> str:
+def _join(groups: list[Path], pid: int, request: dict[str, Any]) -> str:
     """Put the process into groups of its own; returns what went wrong."""
     memory, processes = str(request["memory_bytes"]), str(request["processes"])
     try:
@@ -168,9 +171,9 @@ def _join(groups: list[Path], request: dict[str, Any]) -> str:
             ):
                 if (group / name).exists():
                     (group / name).write_text(value)
-            (group / "cgroup.procs").write_text(str(request["pid"]))
+            (group / "cgroup.procs").write_text(str(pid))
     except OSError as error:
-        return "" if error.errno == errno.ESRCH else str(error)  # it has ended already
+        return "" if pid < 0 or error.errno == errno.ESRCH else str(error)  # it may have ended already
     return ""
 
 

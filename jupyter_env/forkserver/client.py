@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from . import cgroups
 from .environment import SETTINGS, THREADS, kernel_environment
 from .folder import ServerFolder
+from .pidfd import pid_of
 from .view import HOME, RUN, TMP
 
 DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib.pyplot", "sklearn", "scipy")
@@ -126,7 +127,7 @@ class ForkedKernel:
         self._server = server
         self._socket = connection_socket
         self._pidfd = -1
-        self._awaited = {"pid", "ready", *(("capped",) if server.capped else ())}
+        self._awaited = {"forked", "ready", *(("capped",) if server.capped else ())}
         self._on_close: list[Callable[[], None]] = []
 
     async def ready(self) -> None:
@@ -202,8 +203,8 @@ class ForkedKernel:
             data, ancillary = b"", []
         for _level, _kind, content in ancillary:
             self._pidfd = array.array("i", content)[0]
+            self.pid = pid_of(self._pidfd)
         message: dict[str, Any] = json.loads(data or b'{"gone": true}')
-        self.pid = message.get("pid", self.pid)
         return message
 
     def interrupt(self) -> None:

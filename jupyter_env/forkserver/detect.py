@@ -90,7 +90,7 @@ def main() -> None:
         ("late mounts", _late_mount),
         ("whole view", _whole_view),
     ]
-    found = [("user namespace", _tried(isolation.become_root_of_user_namespace))] if ordinary else []
+    found = [("user namespace", _tried(isolation.enter_user_namespace))] if ordinary else []
     for name, step in steps:
         found.append((name, _tried(lambda step=step: _as_root(step))))  # type: ignore[misc]
     print(json.dumps(found))
@@ -98,7 +98,7 @@ def main() -> None:
 
 def _as_root(step: Callable[[], None]) -> None:
     if os.getuid() != 0:
-        isolation.become_root_of_user_namespace()
+        isolation.enter_user_namespace()
     step()
 
 

@@ -15,11 +15,22 @@ AGENT = 1000
 """The kernel's user as it sees it in a user namespace of its own."""
 
 
-def become_root_of_user_namespace() -> None:
-    """For an ordinary user: a user namespace in which this process may make the others. Needs a single thread."""
+def enter_user_namespace() -> None:
+    """For an ordinary user: go on in a child that may make all other namespaces. Needs a single thread.
+
+    The child is root of a user namespace and the first process of a pid namespace of that: to one that it does not
+    own it could not come back after forking into another. This process waits for its end and ends as it did.
+    """
     uid, gid = os.getuid(), os.getgid()
-    syscalls.unshare(syscalls.NEWUSER)
+    syscalls.unshare(syscalls.NEWUSER | syscalls.NEWPID)
     _map_user(0, uid, gid)
+    pid = os.fork()
+    if pid == 0:
+        syscalls.die_with_parent()
+        return
+    os.closerange(0, 1 << 16)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os._exit(code if code >= 0 else 128 - code)
 
 
 def enter(spec: dict[str, Any], folder: int | None = None) -> None:

@@ -1,7 +1,7 @@
 """The server process: imports the preloads, builds a kernel, forks one for each request.
 
 Protocol, JSON over SOCK_SEQPACKET. On the control socket: `{"spawn": spec}` with descriptors, the kernel's own
-connection and its listening sockets. On that connection, to the client: `{"pid": n}` with a pidfd, then
+connection and its listening sockets. On that connection, to the client: `{"forked": true}` with a pidfd, then
 `{"ready": true}` and, if there are control groups, `{"capped": true}`, or `{"error": text}`; last `{"exit": code,
 "out_of_memory": bool}`. To the server: `{"attach": {name: host path}}`, answered with `{"attached": true}`. The
 client's end closed means: kill it. The control socket closed means: the client is gone, end.
@@ -39,6 +39,8 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
     syscalls.set_name("kernel-server")
     control = socket.socket(fileno=control_fd)
     keeper = start_keeper(settings["cgroups"], control) if settings["isolated"] else None
+    if settings["isolated"] and os.getuid() != 0:
+        isolation.enter_user_namespace()
     failed = _preload(settings["preload"])
     # As if not installed: no one debugs an agent, and it costs 20 MB a kernel.
     sys.modules["debugpy"] = None  # type: ignore[assignment]
@@ -47,11 +49,7 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
     app = build([])
     _warm_up(app)
     _assert_single_thread()
-    views = None
-    if settings["isolated"]:
-        if os.getuid() != 0:
-            isolation.become_root_of_user_namespace()
-        views = Views(settings["hidden"], settings["devices"])
+    views = Views(settings["hidden"], settings["devices"]) if settings["isolated"] else None
     gc.collect()
     gc.freeze()  # collections in children must not touch, and so copy, the shared pages
     control.send(json.dumps({"ready": os.getpid(), "not_preloaded": failed}).encode())
@@ -168,10 +166,9 @@ class Server:
         kernel = _Kernel(next(self._numbers), pid, os.pidfd_open(pid), connection)
         self._kernels[kernel.number] = kernel
         if self._keeper is not None:
-            self._keeper.join(kernel.number, pid, spec["isolation"])
-        payload = json.dumps({"pid": pid}).encode()
+            self._keeper.join(kernel.number, kernel.pidfd, spec["isolation"])
         with contextlib.suppress(OSError):
-            connection.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [kernel.pidfd]))])
+            socket.send_fds(connection, [b'{"forked": true}'], [kernel.pidfd])
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._take_message(kernel))
         self._selector.register(kernel.pidfd, selectors.EVENT_READ, lambda: self._reap(kernel))
 

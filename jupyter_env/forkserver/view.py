@@ -128,7 +128,7 @@ def _build(hidden: Sequence[str], devices: Sequence[str]) -> None:
     for folder in ("agent", "proc", "run"):
         os.makedirs(root + "/" + folder)
     # The server's own, under the one that each kernel mounts: without it a user namespace may not mount any.
-    syscalls.mount("/proc", f"{root}/proc", None, syscalls.BIND | syscalls.REC)
+    syscalls.mount("proc", f"{root}/proc", "proc", syscalls.NOSUID | syscalls.NODEV)
     os.chdir(root)
     syscalls.pivot_root_here()
     syscalls.remount_read_only("/")

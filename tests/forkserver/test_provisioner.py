@@ -43,7 +43,9 @@ def run(kernel_name: str, folder: Path, *cells: str) -> list[str]:
 
 def test_nbclient_runs_a_notebook_in_its_folder(kernel_name: str, tmp_path: Path, isolated: bool):
     (tmp_path / "here.txt").write_text("read")
-    printed = run(kernel_name, tmp_path, "print(open('here.txt').read())", "open('new.txt', 'w').write('x');", "print(1)")
+    printed = run(
+        kernel_name, tmp_path, "print(open('here.txt').read())", "open('new.txt', 'w').write('x');", "print(1)"
+    )
     assert printed == ["read\n", "", "1\n"]
     assert (tmp_path / "new.txt").exists() == (not isolated)
 
@@ -70,7 +72,9 @@ async def test_restart_interrupt_and_shutdown(kernel_name: str, tmp_path: Path):
         await client.wait_for_ready(timeout=60)
         reply = await client.execute_interactive("x", timeout=30)
         assert reply["content"]["ename"] == "NameError"
-        client.execute("while True: pass")
+        client.execute("print(flush=True)\nwhile True: pass")
+        while (await client.get_iopub_msg(timeout=30))["msg_type"] != "stream":
+            pass
         await manager.interrupt_kernel()
         reply = await client.get_shell_msg(timeout=30)
         assert reply["content"]["ename"] == "KeyboardInterrupt"
