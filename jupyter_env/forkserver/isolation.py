@@ -48,7 +48,6 @@ def enter(spec: dict[str, Any], folder: int | None = None) -> None:
     syscalls.sethostname(b"notebook")
     uid = spec["uid"]
     view.enter(spec["work_bytes"], uid or 0, folder)
-    _limit(spec["memory_bytes"], spec["processes"])
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -57,6 +56,9 @@ def enter(spec: dict[str, Any], folder: int | None = None) -> None:
         # One more user namespace: its processes are counted apart, and it owns no other namespace.
         syscalls.unshare(syscalls.NEWUSER)
         _map_user(AGENT, 0, 0)
+    # After the change of user: set before, the number of processes would be one for all kernels of a user namespace.
+    _limit(spec["memory_bytes"], spec["processes"])
+    if uid is None:
         syscalls.drop_capabilities()
     syscalls.die_with_parent()
     syscalls.set_dumpable()
