@@ -24,7 +24,7 @@ def run_kernel(
 
     Args:
         app: the server's prebuilt IPKernelApp.
-        spec: `connection`, `env`, and either `isolation` (see `isolation.enter`) or `cwd`.
+        spec: `connection`, `env`, `lean`, `forget` (modules), and either `isolation` (see `isolation.enter`) or `cwd`.
         listeners: see `kernel.serve`.
         folder: see `view.enter`.
         tell: sends a message to the kernel's client.
@@ -43,18 +43,18 @@ def run_kernel(
         os.environ.update(spec["env"])
         _reseed()
         serve = sys.modules[f"{__package__}.kernel"].serve
-        _forget_package()
-        serve(app, spec["connection"], listeners, lambda: tell({"ready": True}))
+        for name in spec["forget"]:  # the kernel's modules are those of any kernel
+            sys.modules.pop(name, None)
+        serve(app, spec["connection"], listeners, spec["lean"], lambda: tell({"ready": True}))
     except BaseException:
         tell({"error": traceback.format_exc()[-4000:]})
     finally:
         os._exit(0)
 
 
-def _forget_package() -> None:
-    """The kernel's modules are those of any kernel."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
-        del sys.modules[name]
+def own_modules() -> list[str]:
+    """This package's, loaded so far. Asked before forking: reading all names would copy a megabyte of shared pages."""
+    return [name for name in sys.modules if name.partition(".")[0] == __package__]
 
 
 def _reseed() -> None:

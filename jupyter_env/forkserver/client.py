@@ -336,6 +336,7 @@ class ForkServer:
         folder: str | None = None,
         env: Mapping[str, str] | None = None,
         endpoint: Endpoint | None = None,
+        lean: bool = False,
     ) -> ForkedKernel:
         """Ask for a kernel; await its `ready()` before use (tens of milliseconds). Never waits.
 
@@ -344,6 +345,7 @@ class ForkServer:
             folder: its working folder. To an isolated kernel it shows the host's files, and keeps changes to itself;
                 without one it has an empty folder, and files can be attached.
             env: its whole environment; without isolation, the caller's affair.
+            lean: for a client of our own kind, which sends one request at a time and no heartbeats.
             endpoint: of a kernel that has ended, whose clients are to reach this one.
 
         Raises:
@@ -351,7 +353,10 @@ class ForkServer:
         """
         number = next(self._numbers)
         endpoint = endpoint or Endpoint(self.folder.for_kernel(number))
-        spec: dict[str, Any] = {"connection": dict(endpoint.connection)}
+        spec: dict[str, Any] = {
+            "connection": {**endpoint.connection, "text": json.dumps(endpoint.connection)},
+            "lean": lean,
+        }
         if self.isolated:
             assert caps is not None, "isolated kernels have caps"
             uid = _FIRST_UID + number % _UIDS if os.getuid() == 0 else None

@@ -6,8 +6,10 @@ ipykernel's internals are relied on here and nowhere else; the supported range i
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import sys
+import threading
+import uuid
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -34,6 +36,8 @@ class PrebuiltApp(IPKernelApp):
 
     listeners: ClassVar[dict[int, int]] = {}
     """Port -> descriptor of a listening socket."""
+    lean = False
+    """For a client that sends one request at a time and needs no heartbeat: without the threads for that."""
 
     def _try_bind_socket(self, s: zmq.Socket[bytes], port: int) -> int:
         _listen(s, self.listeners[port], f"{self.ip}-{port}")
@@ -43,12 +47,26 @@ class PrebuiltApp(IPKernelApp):
         """As it is, but that the debugger's socket lets go: its kernel's path is not in this view."""
         super().init_control(context)  # type: ignore[no-untyped-call]
         self.debug_shell_socket.disconnect(self.shell_socket.getsockopt(zmq.LAST_ENDPOINT))
+        if self.lean:
+            self.shell_channel_thread = _NoSubshells()
 
     def init_heartbeat(self) -> None:
         """Start the heartbeat's thread on its listening socket."""
+        if self.lean:
+            return
         self.heartbeat = _ListeningHeartbeat(zmq.Context(), (self.transport, self.ip, self.hb_port))
         self.heartbeat.listener = self.listeners[self.hb_port]
         self.heartbeat.start()
+
+
+class _NoSubshells:
+    """In place of ipykernel 7's thread for subshells, which cells ask for the thread that they belong to."""
+
+    def __init__(self) -> None:
+        self.parent_thread = threading.current_thread()
+
+    def __bool__(self) -> bool:
+        return False
 
 
 def _listen(socket: zmq.Socket[bytes], listener: int, path: str) -> None:
@@ -68,6 +86,10 @@ class PrebuiltKernel(IPythonKernel):
         kernel: PrebuiltKernel = super().instance()
         kernel._attach(parts)
         return kernel
+
+    @property
+    def _supports_kernel_subshells(self) -> bool:
+        return bool(self.shell_channel_thread)
 
     def _attach(self, parts: dict[str, Any]) -> None:
         for name, part in parts.items():
@@ -92,22 +114,31 @@ def build(arguments: list[str]) -> PrebuiltApp:
     app.init_gui_pylab()
     app.init_extensions()
     app.init_code()
+    app.session  # noqa: B018 (made here, once)
     return app
 
 
-def serve(app: PrebuiltApp, connection: dict[str, Any], listeners: list[int], ready: Callable[[], None]) -> None:
+def serve(
+    app: PrebuiltApp, connection: dict[str, Any], listeners: list[int], lean: bool, ready: Callable[[], None]
+) -> None:
     """In the child: sockets, threads, the loop.
 
     Args:
         app: from `build`.
-        connection: the content of the connection file; written to its `file` for code that wants to read it.
+        connection: the content of the connection file, and as its `text`, which is written to its `file` for code
+            that wants to read it.
         listeners: listening sockets, in the order of `PORTS`.
+        lean: see `PrebuiltApp`.
         ready: called when all is there.
     """
     app.listeners.update({connection[port]: fd for port, fd in zip(PORTS, listeners, strict=True)})
     app.connection_file = connection.pop("file")
-    with open(app.connection_file, "w") as file:
-        json.dump(connection, file)
+    file = os.open(app.connection_file, os.O_CREAT | os.O_WRONLY, 0o600)
+    os.write(file, connection.pop("text").encode())
+    os.close(file)
+    app.lean = lean
+    app.session.pid = os.getpid()  # else it would send nothing
+    app.session.session = uuid.uuid4().hex
     app.load_connection_info(connection)  # type: ignore[arg-type]
     app.init_sockets()
     app.init_heartbeat()

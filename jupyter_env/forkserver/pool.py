@@ -81,7 +81,7 @@ class KernelPool:
             with self._lock:
                 kernel = self._parked.popleft() if self._parked else None
             if kernel is None:
-                return self.server.spawn(self._caps)
+                return self.server.spawn(self._caps, lean=True)
             try:
                 kernel.take_news()
                 return kernel
@@ -92,7 +92,7 @@ class KernelPool:
         """Start what is missing of the kernels to keep ready; returns at once."""
         with self._lock:
             missing = min(self._target - len(self._parked), self.max_live - self._live)
-            self._parked.extend(self.server.spawn(self._caps) for _ in range(missing))
+            self._parked.extend(self.server.spawn(self._caps, lean=True) for _ in range(missing))
 
     def close(self) -> None:
         """Close the parked kernels; claimed ones live on."""

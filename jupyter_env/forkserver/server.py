@@ -25,7 +25,7 @@ from typing import Any
 
 from . import isolation, syscalls
 from .cgroups import Keeper, start_keeper
-from .child import run_kernel
+from .child import own_modules, run_kernel
 from .view import Views
 
 
@@ -70,6 +70,7 @@ def _preload(names: list[str]) -> dict[str, str]:
 
 def _warm_up(app: Any) -> None:
     """Touch what first use would import in every child."""
+    importlib.import_module("tornado.platform.asyncio")
     shell = app.shell
     with contextlib.suppress(Exception):
         try:
@@ -114,6 +115,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._running = True
         self._kernels: dict[int, _Kernel] = {}
+        self._own_modules = own_modules()
         self._numbers = itertools.count()
         self._ended: dict[int, tuple[_Kernel, int]] = {}
 
@@ -188,6 +190,7 @@ class Server:
             self._keeper.connection.close()
         self._control.close()
         os.close(self._own_pid_namespace)
+        spec["forget"] = self._own_modules
         run_kernel(self._app, spec, listeners, folder, lambda message: _tell(connection, message))
 
     def _take_message(self, kernel: _Kernel) -> None:

@@ -141,7 +141,7 @@ REACH = {
         "import os\nfor f in (os.setuid, os.setgid):\n    try: f(0); print('bad')\n    except OSError as e: print(e)",
         OK,
         True,
-        "not permitted",
+        "Errno",
     ),
     "set-user-id programs": (
         "import subprocess; print(open('/proc/self/status').read().partition('NoNewPrivs:')[2][:3].strip())",
