@@ -97,10 +97,10 @@ class Endpoint:
         }
         self._paths = [folder / f"k-{port}" for port in ports.values()]
 
-    def listen(self) -> list[socket.socket]:
-        """Fresh sockets, in the order of the ports."""
+    def listen(self, *, lean: bool) -> list[socket.socket]:
+        """Fresh sockets, in the order of the ports; the first two alone if lean."""
         sockets = []
-        for path in self._paths:
+        for path in self._paths[: 2 if lean else None]:
             path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(str(path))
@@ -345,7 +345,7 @@ class ForkServer:
             folder: its working folder. To an isolated kernel it shows the host's files, and keeps changes to itself;
                 without one it has an empty folder, and files can be attached.
             env: its whole environment; without isolation, the caller's affair.
-            lean: for a client of our own kind, which sends one request at a time and no heartbeats.
+            lean: for a client of our own kind: of shell and iopub alone, one request at a time.
             endpoint: of a kernel that has ended, whose clients are to reach this one.
 
         Raises:
@@ -368,7 +368,7 @@ class ForkServer:
             spec["cwd"] = folder or os.getcwd()
             spec["env"] = {**(os.environ if env is None else env), **SETTINGS}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listeners = endpoint.listen()
+        listeners = endpoint.listen(lean=lean)
         try:
             self._send({"spawn": spec}, [theirs, *listeners])
         except OSError as error:

@@ -37,10 +37,11 @@ class PrebuiltApp(IPKernelApp):
     listeners: ClassVar[dict[int, int]] = {}
     """Port -> descriptor of a listening socket."""
     lean = False
-    """For a client that sends one request at a time and needs no heartbeat: without the threads for that."""
+    """For a client of shell and iopub alone that sends one request at a time: without the threads for more."""
 
     def _try_bind_socket(self, s: zmq.Socket[bytes], port: int) -> int:
-        _listen(s, self.listeners[port], f"{self.ip}-{port}")
+        if port in self.listeners:
+            _listen(s, self.listeners[port], f"{self.ip}-{port}")
         return port
 
     def init_control(self, context: zmq.Context[Any]) -> None:
@@ -131,7 +132,7 @@ def serve(
         lean: see `PrebuiltApp`.
         ready: called when all is there.
     """
-    app.listeners.update({connection[port]: fd for port, fd in zip(PORTS, listeners, strict=True)})
+    app.listeners.update({connection[port]: fd for port, fd in zip(PORTS, listeners)})  # noqa: B905 (a lean one has two)
     app.connection_file = connection.pop("file")
     file = os.open(app.connection_file, os.O_CREAT | os.O_WRONLY, 0o600)
     os.write(file, connection.pop("text").encode())

@@ -13,6 +13,7 @@ import array
 import contextlib
 import gc
 import importlib
+import io
 import itertools
 import json
 import os
@@ -41,9 +42,12 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
     keeper = start_keeper(settings["cgroups"], control) if settings["isolated"] else None
     if settings["isolated"] and os.getuid() != 0:
         isolation.enter_user_namespace()
-    failed = _preload(settings["preload"])
     # As if not installed: no one debugs an agent, and it costs 20 MB a kernel.
     sys.modules["debugpy"] = None  # type: ignore[assignment]
+    # First, and so side by side in memory: what every child touches, and thereby copies, page by page.
+    importlib.import_module("ipykernel.kernelapp")
+    importlib.import_module("tornado.platform.asyncio")
+    failed = _preload(settings["preload"])
     from .kernel import build  # after the preloads: matplotlib must be there when the shell is built
 
     app = build([])
@@ -70,7 +74,6 @@ def _preload(names: list[str]) -> dict[str, str]:
 
 def _warm_up(app: Any) -> None:
     """Touch what first use would import in every child."""
-    importlib.import_module("tornado.platform.asyncio")
     shell = app.shell
     with contextlib.suppress(Exception):
         try:
@@ -79,6 +82,12 @@ def _warm_up(app: Any) -> None:
             shell.InteractiveTB.structured_traceback(*sys.exc_info())
     if (pandas := sys.modules.get("pandas")) is not None:
         shell.display_formatter.format(pandas.DataFrame({"a": [1.0]}))
+    if "matplotlib" in sys.modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module("matplotlib_inline.backend_inline")
+            figure = importlib.import_module("matplotlib.figure").Figure()
+            figure.add_subplot().plot([0, 1])
+            figure.savefig(io.BytesIO(), format="png")
 
 
 def _assert_single_thread() -> None:
