@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jupyter_env.interpreters import CellResult, InfrastructureError
+from jupyter_env.interpreters import BranchError, CellResult, InfrastructureError
 
 
 def result(text: str = "ok", **fields: object) -> CellResult:
@@ -48,6 +48,9 @@ class FakeInterpreter:
         self.cells.append(code)
         self.timeouts_s.append(timeout_s)
         return self._answers(code) if callable(self._answers) else self._answers
+
+    async def branch(self) -> FakeInterpreter:
+        raise BranchError("fakes are not branched")
 
     async def interrupt(self) -> None:
         pass

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import isolation, syscalls
+from .branching import Brancher
 
 
 def run_kernel(
@@ -18,6 +20,7 @@ def run_kernel(
     spec: dict[str, Any],
     listeners: list[int],
     folder: int | None,
+    line: socket.socket | None,
     tell: Callable[[dict[str, Any]], None],
 ) -> NoReturn:
     """Become the kernel that the spec describes; `tell` says `ready` or `error` to the client.
@@ -27,6 +30,7 @@ def run_kernel(
         spec: `connection`, `env`, `lean`, `forget` (modules), and either `isolation` (see `isolation.enter`) or `cwd`.
         listeners: see `kernel.serve`.
         folder: see `view.enter`.
+        line: by which the server asks for branches, if it may.
         tell: sends a message to the kernel's client.
     """
     try:
@@ -42,10 +46,17 @@ def run_kernel(
         os.environ.clear()
         os.environ.update(spec["env"])
         _reseed()
-        serve = sys.modules[f"{__package__}.kernel"].serve
+        kernel = sys.modules[f"{__package__}.kernel"]
         for name in spec["forget"]:  # the kernel's modules are those of any kernel
             sys.modules.pop(name, None)
-        serve(app, spec["connection"], listeners, spec["lean"], lambda: tell({"ready": True}))
+        brancher = Brancher(line, lambda *others: kernel.serve_branch(app, *others)) if line is not None else None
+
+        def ready() -> None:
+            tell({"ready": True})
+            if brancher is not None:
+                brancher.listen()
+
+        kernel.serve(app, spec["connection"], listeners, spec["lean"], ready)
     except BaseException:
         tell({"error": traceback.format_exc()[-4000:]})
     finally:

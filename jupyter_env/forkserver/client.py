@@ -46,6 +46,10 @@ _FIRST_UID, _UIDS = 100_000, 50_000
 """Users of kernels when the trainer is root: above those of people and services."""
 
 
+_BRANCH_TIMEOUT_S = 30.0
+"""A kernel whose code keeps it from answering cannot be branched."""
+
+
 class ServerError(Exception):
     """The server does not start, is gone, or could not start a kernel."""
 
@@ -64,13 +68,15 @@ class Caps:
     """Of each process (RLIMIT_DATA), and of all together where there are control groups."""
     processes: int
     """Threads too."""
+    branchable: bool = False
+    """Whether it may be branched; this costs a further process and some milliseconds."""
 
 
 class Exit(NamedTuple):
     """How a kernel ended."""
 
-    code: int
-    """Negative: a signal's number."""
+    code: int | None
+    """Negative: a signal's number. None for a branch, whose parent alone is told."""
     out_of_memory: bool
     """Killed by the system for using more memory than its control group may."""
 
@@ -176,6 +182,14 @@ class ForkedKernel:
             await _readable(self._socket)
         if "attached" not in message:
             raise ServerError(str(message.get("error", "the kernel ended as it was handed its files")))
+
+    async def branch(self) -> ForkedKernel:
+        """A copy of the kernel as it is between two cells, independent from here on; see `branching`.
+
+        Raises:
+            ServerError: the kernel is not branchable, or its state is not: the code has started threads or processes.
+        """
+        return await self._server.branch(self._socket)
 
     async def wait(self) -> Exit:
         """How it ended, once it has.
@@ -367,10 +381,23 @@ class ForkServer:
             spec["connection"] |= {"file": str(endpoint.folder / "kernel.json")}
             spec["cwd"] = folder or os.getcwd()
             spec["env"] = {**(os.environ if env is None else env), **SETTINGS}
+        return self._ask(self._control, {"spawn": spec}, endpoint, lean=lean)
+
+    async def branch(self, connection: socket.socket) -> ForkedKernel:
+        """See `ForkedKernel.branch`; `connection` is that kernel's."""
+        endpoint = Endpoint(self.folder.for_kernel(next(self._numbers)))
+        text = json.dumps(endpoint.connection)
+        spec = {"connection": {**endpoint.connection, "text": text, "file": f"{RUN}/kernel.json"}}
+        kernel = self._ask(connection, {"branch": spec}, endpoint, lean=True)
+        await asyncio.wait_for(kernel.ready(), _BRANCH_TIMEOUT_S)
+        return kernel
+
+    def _ask(self, line: socket.socket, message: dict[str, Any], endpoint: Endpoint, *, lean: bool) -> ForkedKernel:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listeners = endpoint.listen(lean=lean)
         try:
-            self._send({"spawn": spec}, [theirs, *listeners])
+            with self._lock:
+                socket.send_fds(line, [json.dumps(message).encode()], [each.fileno() for each in (theirs, *listeners)])
         except OSError as error:
             ours.close()
             endpoint.remove()
@@ -379,11 +406,6 @@ class ForkServer:
             for passed in (theirs, *listeners):
                 passed.close()
         return ForkedKernel(self, ours, endpoint)
-
-    def _send(self, message: dict[str, Any], passed: Sequence[socket.socket]) -> None:
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [each.fileno() for each in passed]))]
-        with self._lock:
-            self._control.sendmsg([json.dumps(message).encode()], ancillary)
 
     def alive(self) -> bool:
         """Whether the server runs."""

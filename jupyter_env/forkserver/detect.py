@@ -132,7 +132,7 @@ def _whole_view() -> None:
     view.Views((), ())
     syscalls.unshare(syscalls.NEWPID)
     spec = {"uid": 100_000 if os.getuid() == 0 and _is_real_root() else None}
-    spec |= {"work_bytes": 1 << 20, "memory_bytes": 1 << 30, "processes": 100}
+    spec |= {"work_bytes": 1 << 20, "memory_bytes": 1 << 30, "processes": 100, "branchable": False}
     problem = _tried(lambda: isolation.enter(spec))
     if problem:
         raise OSError(problem)

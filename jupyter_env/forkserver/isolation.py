@@ -37,7 +37,8 @@ def enter(spec: dict[str, Any], folder: int | None = None) -> None:
     """In a child in a pid namespace of its own, in the view: give up everything that is not its own.
 
     Args:
-        spec: `uid` (None in a user namespace), `work_bytes`, `memory_bytes`, `processes`.
+        spec: `uid` (None in a user namespace), `work_bytes`, `memory_bytes`, `processes`,
+            `branchable`.
         folder: see `view.enter`.
 
     Raises:
@@ -63,7 +64,18 @@ def enter(spec: dict[str, Any], folder: int | None = None) -> None:
     syscalls.die_with_parent()
     syscalls.set_dumpable()
     if seccomp.supported():
-        seccomp.install()
+        # A branch enters namespaces that belong to its own user; no others let it in.
+        seccomp.install(allowed=("setns",) if spec["branchable"] else ())
+
+
+def enter_branch(user_namespace: int, mount_namespace: int) -> None:
+    """In a branch: take the copies of the kernel's files for its own, and give up the rights that this gave."""
+    syscalls.setns(user_namespace, syscalls.NEWUSER)
+    syscalls.setns(mount_namespace, syscalls.NEWNS)
+    for fd in (user_namespace, mount_namespace):
+        os.close(fd)
+    syscalls.drop_capabilities()
+    syscalls.set_dumpable()
 
 
 def _map_user(inside: int, uid: int, gid: int) -> None:

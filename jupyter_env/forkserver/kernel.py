@@ -132,12 +132,55 @@ def serve(
         lean: see `PrebuiltApp`.
         ready: called when all is there.
     """
+    app.lean = lean
+    _connect(app, connection, listeners)
+    ready()
+    app.start()
+
+
+def serve_branch(app: PrebuiltApp, connection: dict[str, Any], listeners: list[int], ready: Callable[[], None]) -> None:
+    """In a branch, amid a callback of the loop that it has left behind: what `serve` does, with the same state."""
+    # Their threads are gone and their sockets are the parent's: never to be used, nor closed by being collected.
+    _left_behind.append({name: getattr(app, name) for name in _OF_ONE_PROCESS})
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        if (original := getattr(stream, "_original_stdstream_copy", None)) is not None:
+            os.dup2(original, number)  # it led to the parent's capture
+    app.reset_io()
+    for name in _OF_ONE_PROCESS:
+        setattr(app, name, None)
+    for port in PORTS:
+        setattr(app, port, 0)
+    asyncio._set_running_loop(None)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    app.listeners.clear()
+    _connect(app, connection, listeners)
+    ready()
+    app.start()
+
+
+_OF_ONE_PROCESS = (
+    "context",
+    "shell_socket",
+    "stdin_socket",
+    "control_socket",
+    "iopub_socket",
+    "iopub_thread",
+    "control_thread",
+    "shell_channel_thread",
+    "heartbeat",
+    "debugpy_socket",
+    "debug_shell_socket",
+)
+_left_behind: list[object] = []
+
+
+def _connect(app: PrebuiltApp, connection: dict[str, Any], listeners: list[int]) -> None:
+    """Make sockets, threads and streams, and attach the kernel to them."""
     app.listeners.update({connection[port]: fd for port, fd in zip(PORTS, listeners)})  # noqa: B905 (a lean one has two)
     app.connection_file = connection.pop("file")
-    file = os.open(app.connection_file, os.O_CREAT | os.O_WRONLY, 0o600)
+    file = os.open(app.connection_file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     os.write(file, connection.pop("text").encode())
     os.close(file)
-    app.lean = lean
     app.session.pid = os.getpid()  # else it would send nothing
     app.session.session = uuid.uuid4().hex
     app.load_connection_info(connection)  # type: ignore[arg-type]
@@ -149,5 +192,3 @@ def serve(
     app.init_kernel()
     app.init_shell()
     app.poller = None
-    ready()
-    app.start()

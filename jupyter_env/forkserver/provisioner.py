@@ -107,6 +107,6 @@ class ForkProvisioner(KernelProvisionerBase):
             self._endpoint = None
 
 
-def _code(ended: asyncio.Task[Exit]) -> int:
+def _code(ended: asyncio.Task[Exit]) -> int | None:
     """Of a kernel that ended; -SIGKILL if its server ended first and took it along."""
     return -signal.SIGKILL if ended.exception() is not None else ended.result().code

@@ -9,7 +9,6 @@ client's end closed means: kill it. The control socket closed means: the client 
 
 from __future__ import annotations
 
-import array
 import contextlib
 import gc
 import importlib
@@ -21,12 +20,14 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import isolation, syscalls
+from . import branching, isolation, syscalls
 from .cgroups import Keeper, start_keeper
 from .child import own_modules, run_kernel
+from .pidfd import pid_of
 from .view import Views
 
 
@@ -107,9 +108,24 @@ class _Kernel:
 
     number: int
     """In the order of forking: process ids come again."""
-    pid: int
+    pid: int | None
+    """None for a branch, whose parent is another."""
     pidfd: int
     connection: socket.socket
+    spec: dict[str, Any]
+    """What it was asked for with."""
+    line: socket.socket | None
+    """To the kernel itself, for branches."""
+    family: _Family | None
+
+
+@dataclass
+class _Family:
+    """A kernel that may be branched, and its branches, in one pid namespace."""
+
+    first_process: int
+    members: set[int]
+    """Numbers of kernels."""
 
 
 class Server:
@@ -126,7 +142,7 @@ class Server:
         self._kernels: dict[int, _Kernel] = {}
         self._own_modules = own_modules()
         self._numbers = itertools.count()
-        self._ended: dict[int, tuple[_Kernel, int]] = {}
+        self._ended: dict[int, tuple[_Kernel, int | None]] = {}
 
     def run(self) -> None:
         """Until the client goes away."""
@@ -138,14 +154,11 @@ class Server:
                 key.data()
 
     def _take_request(self) -> None:
-        fds = array.array("i")
-        message, ancillary, _, _ = self._control.recvmsg(1 << 20, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize))
+        message, fds = _receive(self._control)
         if not message:
             self._running = False
             return
-        for _level, _kind, data in ancillary:
-            fds.frombytes(data)
-        connection, listeners = socket.socket(fileno=fds[0]), list(fds[1:])
+        connection, listeners = socket.socket(fileno=fds[0]), fds[1:]
         try:
             self._spawn(json.loads(message)["spawn"], connection, listeners)
         except OSError as error:
@@ -162,35 +175,48 @@ class Server:
                 folder = self._views.host_folder(spec["isolation"]["folder"])
             # The pid namespace is for children only; forking into it here saves the child a second fork.
             syscalls.unshare(syscalls.NEWPID)
+        family = line = line_end = None
         try:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    self._become_kernel(spec, connection, listeners, folder)
-                finally:
-                    os._exit(1)  # whatever went wrong, there is one server only
+            if spec.get("isolation", {}).get("branchable"):
+                family = _Family(_forked(branching.be_first_process), set())
+                line, line_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            pid = _forked(lambda: self._become_kernel(spec, connection, listeners, folder, line_end))
         finally:
             if self._views is not None:
                 syscalls.setns(self._own_pid_namespace, syscalls.NEWPID)
             if folder is not None:
                 os.close(folder)
-        kernel = _Kernel(next(self._numbers), pid, os.pidfd_open(pid), connection)
+            if line_end is not None:
+                line_end.close()
+        self._welcome(_Kernel(next(self._numbers), pid, os.pidfd_open(pid), connection, spec, line, family))
+
+    def _welcome(self, kernel: _Kernel) -> None:
+        """A new process is there: count it, cap it, tell its client, watch it."""
         self._kernels[kernel.number] = kernel
+        if kernel.family is not None:
+            kernel.family.members.add(kernel.number)
         if self._keeper is not None:
-            self._keeper.join(kernel.number, kernel.pidfd, spec["isolation"])
+            self._keeper.join(kernel.number, kernel.pidfd, kernel.spec["isolation"])
         with contextlib.suppress(OSError):
-            socket.send_fds(connection, [b'{"forked": true}'], [kernel.pidfd])
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._take_message(kernel))
+            socket.send_fds(kernel.connection, [b'{"forked": true}'], [kernel.pidfd])
+        self._selector.register(kernel.connection, selectors.EVENT_READ, lambda: self._take_message(kernel))
         self._selector.register(kernel.pidfd, selectors.EVENT_READ, lambda: self._reap(kernel))
 
     def _become_kernel(
-        self, spec: dict[str, Any], connection: socket.socket, listeners: list[int], folder: int | None
+        self,
+        spec: dict[str, Any],
+        connection: socket.socket,
+        listeners: list[int],
+        folder: int | None,
+        line: socket.socket | None,
     ) -> None:
         """In the child: close everything that is the server's, and go on as the kernel; never returns."""
         self._selector.close()
         for kernel in self._kernels.values():
             kernel.connection.close()
             os.close(kernel.pidfd)
+            if kernel.line is not None:
+                kernel.line.close()
         for kernel, _ in self._ended.values():
             kernel.connection.close()
         if self._views is not None:
@@ -200,22 +226,71 @@ class Server:
         self._control.close()
         os.close(self._own_pid_namespace)
         spec["forget"] = self._own_modules
-        run_kernel(self._app, spec, listeners, folder, lambda message: _tell(connection, message))
+        run_kernel(self._app, spec, listeners, folder, line, lambda message: _tell(connection, message))
 
     def _take_message(self, kernel: _Kernel) -> None:
-        """On a kernel's connection: files to attach, or end of file, by which its client wants it killed."""
-        message = _receive(kernel.connection)
+        """On a kernel's connection: files to attach, a branch, or end of file: its client wants it killed."""
+        message, fds = _receive(kernel.connection)
         if not message:
             self._selector.unregister(kernel.connection)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(kernel.pidfd, signal.SIGKILL)
             return
+        request = json.loads(message)
+        if "branch" in request:
+            self._ask_to_branch(kernel, request["branch"], fds)
+            return
         try:
-            assert self._views is not None, "files are attached to isolated kernels only"
-            self._views.attach(kernel.pid, json.loads(message)["attach"])
+            assert self._views is not None and kernel.pid is not None, "files go to isolated kernels, and no branches"
+            self._views.attach(kernel.pid, request["attach"])
             _tell(kernel.connection, {"attached": True})
         except OSError as error:
             _tell(kernel.connection, {"error": f"the files could not be mounted: {error}"})
+
+    def _ask_to_branch(self, kernel: _Kernel, spec: dict[str, Any], fds: list[int]) -> None:
+        """Hand the kernel all that a branch of it needs; what comes of it is heard on its line."""
+        connection = socket.socket(fileno=fds[0])
+        line, line_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        namespaces: list[int] = []
+        try:
+            if kernel.line is None or kernel.family is None:
+                raise OSError("this kernel was not started as branchable")
+            isolation = kernel.spec["isolation"]
+            pid = pid_of(kernel.pidfd)
+            namespaces = branching.copied_view(
+                pid, isolation["uid"], isolation["work_bytes"], is_branch=kernel.pid is None
+            )
+            message = json.dumps({**spec, "listeners": len(fds) - 1}).encode()
+            socket.send_fds(kernel.line, [message], [fds[0], line_end.fileno(), *fds[1:], *namespaces])
+        except OSError as error:
+            _tell(connection, {"error": str(error)})
+            connection.close()
+            line.close()
+        else:
+            heard = lambda: self._take_branch(kernel, connection, line)  # noqa: E731
+            self._selector.register(kernel.line, selectors.EVENT_READ, heard)
+        finally:
+            line_end.close()
+            for fd in (*fds[1:], *namespaces):
+                os.close(fd)
+
+    def _take_branch(self, parent: _Kernel, connection: socket.socket, line: socket.socket) -> None:
+        """The kernel's one answer: a branch, by its pidfd, or why not. The kernel may be hostile."""
+        assert parent.line is not None and parent.family is not None
+        message, fds = _receive(parent.line)
+        self._selector.unregister(parent.line)
+        try:
+            if len(fds) != 1 or pid_of(fds[0]) < 0:
+                raise ValueError(str(json.loads(message)["refused"]))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            for fd in fds:
+                os.close(fd)
+            _tell(connection, {"error": f"the kernel was not branched: {error}"})
+            connection.close()
+            line.close()
+            return
+        number = next(self._numbers)
+        self._welcome(_Kernel(number, None, fds[0], connection, parent.spec, line, parent.family))
 
     def _take_kept(self) -> None:
         """The keeper's answer: a kernel has its group, or a dead one's group has been read."""
@@ -229,27 +304,50 @@ class Server:
 
     def _reap(self, kernel: _Kernel) -> None:
         del self._kernels[kernel.number]
-        _, status = os.waitpid(kernel.pid, 0)
+        code = None
+        if kernel.pid is not None:
+            code = os.waitstatus_to_exitcode(os.waitpid(kernel.pid, 0)[1])
+        if kernel.line is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(kernel.line)
+            kernel.line.close()
+        if kernel.family is not None:
+            kernel.family.members.discard(kernel.number)
+            if not kernel.family.members:
+                os.kill(kernel.family.first_process, signal.SIGKILL)
+                os.waitpid(kernel.family.first_process, 0)
         self._selector.unregister(kernel.pidfd)
         with contextlib.suppress(KeyError):
             self._selector.unregister(kernel.connection)
         os.close(kernel.pidfd)
         if self._keeper is None:
-            self._tell_exit(kernel, os.waitstatus_to_exitcode(status), out_of_memory=False)
+            self._tell_exit(kernel, code, out_of_memory=False)
         else:
-            self._ended[kernel.number] = (kernel, os.waitstatus_to_exitcode(status))
+            self._ended[kernel.number] = (kernel, code)
             self._keeper.leave(kernel.number)
 
-    def _tell_exit(self, kernel: _Kernel, code: int, *, out_of_memory: bool) -> None:
-        _tell(kernel.connection, {"exit": code, "out_of_memory": out_of_memory and code == -signal.SIGKILL})
+    def _tell_exit(self, kernel: _Kernel, code: int | None, *, out_of_memory: bool) -> None:
+        _tell(kernel.connection, {"exit": code, "out_of_memory": out_of_memory and code in (-signal.SIGKILL, None)})
         kernel.connection.close()
 
 
-def _receive(connection: socket.socket) -> bytes:
+def _forked(become: Callable[[], None]) -> int:
+    """Fork a child that does this and never comes back; returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            become()
+        finally:
+            os._exit(1)  # whatever went wrong, there is one server only
+    return pid
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     try:
-        return connection.recv(1 << 20)
+        message, fds, _, _ = socket.recv_fds(connection, 1 << 20, _MAX_FDS)
+        return message, list(fds)
     except ConnectionError:
-        return b""
+        return b"", []
 
 
 def _tell(connection: socket.socket, message: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from . import syscalls
 
+AGENT_FOLDER = "/agent"
 WORK, HOME, TMP, RUN = "/agent/work", "/agent/home", "/agent/tmp", "/agent/run"
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32")
@@ -176,9 +177,7 @@ def enter(work_bytes: int, uid: int, folder: int | None) -> None:
         uid: whose the files are.
         folder: detached mount of a folder that the working folder shows; changes to it stay in memory.
     """
-    owner = f"uid={uid},gid={uid}"
-    options = f"size={work_bytes},nr_inodes={_INODES},mode=755,{owner}"
-    syscalls.mount("agent", "/agent", "tmpfs", syscalls.NOSUID | syscalls.NODEV, options)
+    syscalls.mount("agent", AGENT_FOLDER, "tmpfs", syscalls.NOSUID | syscalls.NODEV, agent_options(work_bytes, uid))
     folders = {WORK: 0o755, f"{WORK}/data": 0o755, HOME: 0o700, RUN: 0o700, TMP: 0o1777, "/agent/shm": 0o1777}
     for path, mode in folders.items():
         os.mkdir(path)
@@ -191,6 +190,11 @@ def enter(work_bytes: int, uid: int, folder: int | None) -> None:
         _overlay(folder, uid)
         os.close(folder)
     os.chdir(WORK)
+
+
+def agent_options(work_bytes: int, uid: int) -> str:
+    """Of the mount that holds all files of a kernel."""
+    return f"size={work_bytes},nr_inodes={_INODES},mode=755,uid={uid},gid={uid}"
 
 
 def _overlay(folder: int, uid: int) -> None:

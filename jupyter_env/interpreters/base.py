@@ -19,6 +19,10 @@ class InfrastructureError(Exception):
     """The machine failed, not the code: a kernel that does not start, a disk that is full, a server that is gone."""
 
 
+class BranchError(Exception):
+    """An interpreter that cannot be branched, or whose state cannot."""
+
+
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """One cell that was run."""
 
@@ -51,6 +55,13 @@ class Interpreter(Protocol):
 
     async def interrupt(self) -> None:
         """Interrupt the running cell, as Ctrl-C does; nothing happens if none runs."""
+
+    async def branch(self) -> Interpreter:
+        """A started copy of it as it is between two cells, independent from here on.
+
+        Raises:
+            BranchError: this interpreter, or the state that the code has made, cannot be copied.
+        """
 
     async def close(self) -> None:
         """Stop it and free everything it holds, whatever state it is in; a second call does nothing."""

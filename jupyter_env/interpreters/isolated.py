@@ -18,7 +18,8 @@ from jupyter_env.forkserver.client import Caps, ForkedKernel, ServerError
 from jupyter_env.forkserver.detect import Feature, features
 from jupyter_env.forkserver.pool import KernelPool
 from jupyter_env.forkserver.shared import shared_server
-from jupyter_env.interpreters.base import InfrastructureError, Interpreter
+from jupyter_env.interpreters.base import BranchError, InfrastructureError, Interpreter
+from jupyter_env.interpreters.channels import Channels
 from jupyter_env.interpreters.kernel import JupyterKernel
 from jupyter_env.interpreters.local import LocalKernel
 from jupyter_env.interpreters.process import Process
@@ -41,6 +42,23 @@ class IsolatedKernel(JupyterKernel):
 
     def _why_not_started(self) -> str:
         return f"the forked kernel did not answer within {self._settings.start_timeout_s:g} s"
+
+    async def branch(self) -> IsolatedKernel:
+        """See `Interpreter.branch`: variables, open generators and the kernel's files; data files stay shared.
+
+        Needs `KernelSettings.branchable`. Threads, processes and tasks that the code has started are an obstacle.
+        Branches of one kernel share its user and its process namespace: they can signal each other.
+        """
+        if self._forked is None or self._exit is None or self._exit.done():
+            raise BranchError("the kernel is not running")
+        branch = IsolatedKernel(self._settings)
+        try:
+            branch._process = branch._forked = await self._forked.branch()
+        except (ServerError, TimeoutError) as error:
+            raise BranchError(str(error) or "the kernel did not answer") from error
+        branch._channels = Channels(branch._forked.endpoint.connection)
+        await branch._until_ready()
+        return branch
 
     async def close(self) -> None:
         """See `Interpreter.close`."""
@@ -68,14 +86,17 @@ async def shared_pool(settings: KernelSettings) -> KernelPool:
     pool = _pools.get(_key(settings))
     if pool is None or pool.server is not server:  # another may have come first
         caps = Caps(
-            work_bytes=settings.max_work_bytes, memory_bytes=settings.max_memory_bytes, processes=settings.max_processes
+            work_bytes=settings.max_work_bytes,
+            memory_bytes=settings.max_memory_bytes,
+            processes=settings.max_processes,
+            branchable=settings.branchable,
         )
         pool = _pools[_key(settings)] = KernelPool(server, caps, parked=settings.parked, max_live=settings.max_live)
     return pool
 
 
 def _key(settings: KernelSettings) -> tuple[object, ...]:
-    caps = (settings.max_work_bytes, settings.max_memory_bytes, settings.max_processes)
+    caps = (settings.max_work_bytes, settings.max_memory_bytes, settings.max_processes, settings.branchable)
     return (os.getpid(), settings.python, settings.threads, settings.gpu, *caps, settings.parked, settings.max_live)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_env.forkserver.client import Exit
-from jupyter_env.interpreters.base import CellResult, InfrastructureError, Status
+from jupyter_env.interpreters.base import BranchError, CellResult, InfrastructureError, Status
 from jupyter_env.interpreters.cell import CellOutputs
 from jupyter_env.interpreters.channels import Channels
 from jupyter_env.interpreters.output import render_outputs
@@ -47,6 +47,11 @@ class JupyterKernel:
         except OSError as error:
             await self.close()
             raise InfrastructureError(f"the kernel could not be started: {error}") from error
+        await self._until_ready()
+
+    async def _until_ready(self) -> None:
+        """Watch the process, and return when it answers."""
+        assert self._process is not None and self._channels is not None
         self._exit = asyncio.ensure_future(self._process.wait())
         ready = asyncio.ensure_future(self._channels.wait_until_ready())
         try:
@@ -168,6 +173,10 @@ class JupyterKernel:
             if message and message.parent_id == cell.request_id:
                 cell.take(message)
 
+    async def branch(self) -> JupyterKernel:
+        """See `Interpreter.branch`; isolated kernels can be branched."""
+        raise BranchError("this kernel cannot be branched; isolated ones started as `branchable` can")
+
     async def interrupt(self) -> None:
         """See `Interpreter.interrupt`."""
         if self._process is not None:
@@ -188,6 +197,8 @@ class JupyterKernel:
 def exit_text(ended: Exit) -> str:
     """An exit code, or the signal's name."""
     code = ended.code
+    if code is None:
+        return "it was a branch, whose exit code is not known"
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -39,6 +39,8 @@ class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of BLAS and OpenMP: hundreds of kernels share the cores."""
     gpu: bool = False
     """Whether code sees the GPUs; they are the trainer's."""
+    branchable: bool = False
+    """Whether isolated kernels can be branched; costs a process and some milliseconds each."""
     parked: int = 1
     """Isolated kernels kept ready for the next episodes, about 12 MB each."""
     max_live: int | None = None
