@@ -6,6 +6,7 @@ is plain data and the source of truth: notebooks, reports and training sets are 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -355,6 +356,26 @@ class Episode:
             self.messages.append({"role": "user", "content": observation})
         reward = self.record.reward if self.record.reward is not None else 0.0
         return Step(observation=observation, reward=reward, terminated=False, truncated=self.done, status=status)
+
+    async def branch(self, name: str) -> Episode:
+        """An independent copy of a running episode: its conversation so far, and its interpreter as it is now.
+
+        The base of tree search, and of groups of rollouts that share a beginning.
+
+        Args:
+            name: appended to the record's id, which must stay unique.
+
+        Raises:
+            RuntimeError: the episode has not started or has ended.
+            BranchError: its interpreter, or the state that the code has made, cannot be copied.
+        """
+        if self.done or self._interpreter is None:
+            raise RuntimeError("only a running episode can be branched")
+        twin = copy.copy(self)
+        twin._interpreter = await self._interpreter.branch()
+        twin.record = copy.deepcopy(self.record)
+        twin.record.id = f"{self.record.id}.{name}"
+        return twin
 
     def stop(self) -> None:
         """End it without an answer, on the agent's or runner's part; after the end nothing happens."""

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -155,6 +156,7 @@ class Brancher:
     def _fork(self, spec: dict[str, Any], fds: list[int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        drawn = random.getstate()
         between = os.fork()
         if between:
             os.waitpid(between, 0)
@@ -162,14 +164,15 @@ class Brancher:
         try:
             if os.fork():  # the first process of the namespace becomes the branch's parent, and buries it
                 os._exit(0)
-            self._become_branch(spec, fds)
+            os.setsid()  # interrupts go to a group
+            self._become_branch(spec, fds, drawn)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 self._line.send(json.dumps({"refused": f"{type(error).__name__}: {error}"}).encode())
         finally:
             os._exit(0)
 
-    def _become_branch(self, spec: dict[str, Any], fds: list[int]) -> None:
+    def _become_branch(self, spec: dict[str, Any], fds: list[int], drawn: tuple[Any, ...]) -> None:
         count = spec["listeners"]
         connection, line, listeners = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), fds[2 : 2 + count]
         here = os.getcwd()
@@ -182,6 +185,7 @@ class Brancher:
         self._line = line
 
         def ready() -> None:
+            random.setstate(drawn)  # Python seeds it anew when it forks, and making sockets draws from it
             with contextlib.suppress(OSError):
                 connection.send(b'{"ready": true}', socket.MSG_NOSIGNAL)
             self.listen()

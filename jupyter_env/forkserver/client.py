@@ -134,6 +134,7 @@ class ForkedKernel:
         self._socket = connection_socket
         self._pidfd = -1
         self._awaited = {"forked", "ready", *(("capped",) if server.capped else ())}
+        self._branching = asyncio.Lock()
         self._on_close: list[Callable[[], None]] = []
 
     async def ready(self) -> None:
@@ -189,7 +190,8 @@ class ForkedKernel:
         Raises:
             ServerError: the kernel is not branchable, or its state is not: the code has started threads or processes.
         """
-        return await self._server.branch(self._socket)
+        async with self._branching:
+            return await self._server.branch(self._socket)
 
     async def wait(self) -> Exit:
         """How it ended, once it has.

@@ -255,6 +255,8 @@ class Server:
         try:
             if kernel.line is None or kernel.family is None:
                 raise OSError("this kernel was not started as branchable")
+            if kernel.line in self._selector.get_map():
+                raise OSError("this kernel is being branched already")
             isolation = kernel.spec["isolation"]
             pid = pid_of(kernel.pidfd)
             namespaces = branching.copied_view(
