@@ -185,7 +185,7 @@ class Brancher:
         self._line = line
 
         def ready() -> None:
-            random.setstate(drawn)  # Python seeds it anew when it forks, and making sockets draws from it
+            random.setstate(drawn)  # Python seeds it anew when it forks; a branch has the same state
             with contextlib.suppress(OSError):
                 connection.send(b'{"ready": true}', socket.MSG_NOSIGNAL)
             self.listen()
