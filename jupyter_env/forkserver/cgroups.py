@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import select
 import signal
 import socket
 import time
@@ -96,6 +97,13 @@ class Keeper:
         """Say that the kernel has ended; the answer is `{"left": number, "out_of_memory": bool}`."""
         self.connection.send(json.dumps({"leave": number}).encode(), socket.MSG_NOSIGNAL)
 
+    def new_line(self) -> Keeper:
+        """A line for a template."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(self.connection, [b'{"new_line": true}'], [theirs.fileno()])
+        return Keeper(ours)
+
     def receive(self) -> dict[str, Any]:
         """The next answer.
 
@@ -135,27 +143,42 @@ def _keep(connection: socket.socket, folders: dict[str, Path]) -> None:
         if (folder / "cgroup.subtree_control").exists():
             (folder / "cgroup.subtree_control").write_text("+memory +pids")
     left: set[Path] = set()
-    while True:
-        message, fds, _, _ = socket.recv_fds(connection, 65_536, 1)
-        if not message:
-            break
-        request = json.loads(message)
-        if "join" in request:
-            groups = [folder / str(request["join"]) for folder in folders.values()]
-            answer = {"joined": request["join"], "problem": _join(groups, pid_of(fds[0]), request)}
-            os.close(fds[0])
-        else:
-            groups = [folder / str(request["leave"]) for folder in folders.values()]
-            answer = {"left": request["leave"], "out_of_memory": any(_killed(group) for group in groups)}
-            left |= set(groups)
-        with contextlib.suppress(OSError):
-            connection.send(json.dumps(answer).encode(), socket.MSG_NOSIGNAL)
+    # The server's line is number 0; its templates have lines of their own, and number their kernels for themselves.
+    lines, made = {connection: 0}, 0
+    while connection in lines:
+        for line in select.select(list(lines), [], [])[0]:
+            message, fds, _, _ = socket.recv_fds(line, 65_536, 1)
+            if not message:
+                del lines[line]
+                continue
+            request = json.loads(message)
+            if "new_line" in request:
+                made += 1
+                lines[socket.socket(fileno=fds[0])] = made
+                continue
+            left |= _answer(line, lines[line], request, fds, folders)
         left = {group for group in left if not _removed(group)}
     for folder in folders.values():
         _remove(folder)
 
 
-def _join(groups: list[Path], pid: int, request: dict[str, Any]) -> str:
+def _answer(
+    line: socket.socket, prefix: int, request: dict[str, Any], fds: list[int], folders: dict[str, Path]
+) -> set[Path]:
+    """Do what a server asks; returns the groups that are to be removed."""
+    number = request["join"] if "join" in request else request["leave"]
+    groups = {folder / f"{prefix}-{number}" for folder in folders.values()}
+    if "join" in request:
+        answer = {"joined": number, "problem": _join(groups, pid_of(fds[0]), request)}
+        os.close(fds[0])
+    else:
+        answer = {"left": number, "out_of_memory": any(_killed(group) for group in groups)}
+    with contextlib.suppress(OSError):
+        line.send(json.dumps(answer).encode(), socket.MSG_NOSIGNAL)
+    return groups if "leave" in request else set()
+
+
+def _join(groups: set[Path], pid: int, request: dict[str, Any]) -> str:
     """Put the process into groups of its own; returns what went wrong."""
     memory, processes = str(request["memory_bytes"]), str(request["processes"])
     try:

@@ -5,28 +5,24 @@ Everything here runs in the trainer; nothing of it is loaded in the server or in
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import itertools
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import cgroups
 from .environment import SETTINGS, THREADS, kernel_environment
 from .folder import ServerFolder
-from .pidfd import pid_of
+from .forked import Endpoint, ForkedKernel, ServerError, readable
 from .view import HOME, RUN, TMP
 
 DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib.pyplot", "sklearn", "scipy")
@@ -50,14 +46,6 @@ _BRANCH_TIMEOUT_S = 30.0
 """A kernel whose code keeps it from answering cannot be branched."""
 
 
-class ServerError(Exception):
-    """The server does not start, is gone, or could not start a kernel."""
-
-
-class ServerFullError(ServerError):
-    """The machine has no room for one more process now."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Caps:
     """What one isolated kernel may use."""
@@ -72,207 +60,99 @@ class Caps:
     """Whether it may be branched; this costs a further process and some milliseconds."""
 
 
-class Exit(NamedTuple):
-    """How a kernel ended."""
-
-    code: int | None
-    """Negative: a signal's number. None for a branch, whose parent alone is told."""
-    out_of_memory: bool
-    """Killed by the system for using more memory than its control group may."""
-
-
-class Endpoint:
-    """Where a kernel is reached: listening sockets in a folder, made here, so that the kernel opens no path.
+class KernelSource:
+    """A process that forks kernels on request: a server, or a template made from one.
 
     Attributes:
-        folder: of the sockets; removed with the endpoint.
-        connection: the content of a connection file.
+        isolated: whether kernels have namespaces, a user and a file system view of their own.
+        capped: whether control groups cap them.
+        folder: of the server, on the host.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, control: socket.socket, folder: ServerFolder, environment: dict[str, str], *, isolated: bool, capped: bool
+    ) -> None:
+        self.isolated = isolated
+        self.capped = capped
         self.folder = folder
-        names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-        ports = {name: number for number, name in enumerate(names, start=1)}
-        key = os.urandom(16).hex()
-        self.connection: dict[str, Any] = {
-            **ports,
-            "transport": "ipc",
-            "ip": str(folder / "k"),
-            "key": key,
-            "signature_scheme": "hmac-sha256",
-        }
-        self._paths = [folder / f"k-{port}" for port in ports.values()]
+        self._control = control
+        self._environment = environment
+        self._lock = threading.Lock()
 
-    def listen(self, *, lean: bool) -> list[socket.socket]:
-        """Fresh sockets, in the order of the ports; the first two alone if lean."""
-        sockets = []
-        for path in self._paths[: 2 if lean else None]:
-            path.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(str(path))
-            listener.listen(128)
-            sockets.append(listener)
-        return sockets
+    def alive(self) -> bool:
+        """Whether it runs."""
+        raise NotImplementedError
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class ForkedKernel:
-    """A running kernel, which lives until it is killed, ends by itself, or its server ends.
-
-    Attributes:
-        endpoint: its sockets.
-        pid: of its process on the host, once it is ready.
-    """
-
-    def __init__(self, server: ForkServer, connection_socket: socket.socket, endpoint: Endpoint):
-        self.endpoint = endpoint
-        self.pid = 0
-        self._server = server
-        self._socket = connection_socket
-        self._pidfd = -1
-        self._awaited = {"forked", "ready", *(("capped",) if server.capped else ())}
-        self._branching = asyncio.Lock()
-        self._on_close: list[Callable[[], None]] = []
-
-    async def ready(self) -> None:
-        """Return when its sockets are bound and its caps are in place.
-
-        Raises:
-            ServerError: it did not start; it is closed then.
-        """
-        try:
-            while self._awaited:
-                await _readable(self._socket)
-                self.take_news()
-        except BaseException:
-            self.close()
-            raise
-
-    def take_news(self) -> bool:
-        """Read what the server has said so far; returns whether the kernel is ready. Never waits.
-
-        Raises:
-            ServerError: it did not start.
-        """
-        while self._awaited:
-            message = self._receive()
-            if message is None:
-                return False
-            if message.keys().isdisjoint(self._awaited):
-                raise _not_started(message)
-            self._awaited -= message.keys()
-        return True
-
-    async def attach(self, files: Mapping[str, str]) -> None:
-        """Show it host files read-only, as `data/<name>`; before it has run any code.
-
-        Raises:
-            ServerError: some file is not there, or the kernel is gone.
-        """
-        if not files:
-            return
-        readable = {name: self._server.folder.readable_by_all(path) for name, path in files.items()}
-        try:
-            self._socket.send(json.dumps({"attach": readable}).encode())
-        except OSError as error:
-            raise ServerError(f"the fork server is gone: {error}") from error
-        while (message := self._receive()) is None:
-            await _readable(self._socket)
-        if "attached" not in message:
-            raise ServerError(str(message.get("error", "the kernel ended as it was handed its files")))
-
-    async def branch(self) -> ForkedKernel:
-        """A copy of the kernel as it is between two cells, independent from here on; see `branching`.
-
-        Raises:
-            ServerError: the kernel is not branchable, or its state is not: the code has started threads or processes.
-        """
-        async with self._branching:
-            return await self._server.branch(self._socket)
-
-    async def wait(self) -> Exit:
-        """How it ended, once it has.
-
-        Raises:
-            ServerError: the server has ended, and the kernel with it.
-        """
-        while True:
-            message = self._receive()
-            if message is None:
-                await _readable(self._socket)
-            elif "gone" in message:
-                raise ServerError("the fork server has ended, and its kernels with it")
-            elif "exit" in message:
-                return Exit(message["exit"], message["out_of_memory"])
-
-    def _receive(self) -> dict[str, Any] | None:
-        """The next message; None if there is none yet; `gone` at the end."""
-        space = socket.CMSG_SPACE(array.array("i").itemsize) if self._pidfd < 0 else 0
-        try:
-            data, ancillary, _, _ = self._socket.recvmsg(65_536, space, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return None
-        except ConnectionError:
-            data, ancillary = b"", []
-        for _level, _kind, content in ancillary:
-            self._pidfd = array.array("i", content)[0]
-            self.pid = pid_of(self._pidfd)
-        message: dict[str, Any] = json.loads(data or b'{"gone": true}')
-        return message
-
-    def interrupt(self) -> None:
-        """SIGINT to the kernel and the processes of its group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(self._pidfd, 0)  # the number is still this kernel's
-            os.killpg(self.pid, signal.SIGINT)
-
-    def send_signal(self, number: int) -> None:
-        """Any signal, to the kernel's process alone."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, number)
-
-    def kill(self) -> None:
-        """SIGKILL; as the first process of its pid namespace it takes all others there with it."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    def close(self, *, keep_endpoint: bool = False) -> None:
-        """Kill it and free what is held here for it; the server reaps it. A second call does nothing.
+    def spawn(
+        self,
+        caps: Caps | None = None,
+        *,
+        folder: str | None = None,
+        env: Mapping[str, str] | None = None,
+        endpoint: Endpoint | None = None,
+        lean: bool = False,
+    ) -> ForkedKernel:
+        """Ask for a kernel; await its `ready()` before use (tens of milliseconds). Never waits.
 
         Args:
-            keep_endpoint: for its successor; see `ForkServer.spawn`.
+            caps: what it may use; needed if the server isolates.
+            folder: its working folder. To an isolated kernel it shows the host's files, and keeps changes to itself;
+                without one it has an empty folder, and files can be attached.
+            env: its whole environment; without isolation, the caller's affair.
+            lean: for a client of our own kind: of shell and iopub alone, one request at a time.
+            endpoint: of a kernel that has ended, whose clients are to reach this one.
+
+        Raises:
+            ServerError: the server is gone.
         """
-        if self._socket.fileno() < 0:
-            return
-        self.kill()
-        self._socket.close()  # by this the server kills it too
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-        if not keep_endpoint:
-            self.endpoint.remove()
-        for call in self._on_close:
-            call()
+        number = self.folder.next_number()
+        endpoint = endpoint or Endpoint(self.folder.for_kernel(number))
+        spec: dict[str, Any] = {
+            "connection": {**endpoint.connection, "text": json.dumps(endpoint.connection)},
+            "lean": lean,
+        }
+        if self.isolated:
+            assert caps is not None, "isolated kernels have caps"
+            uid = _FIRST_UID + number % _UIDS if os.getuid() == 0 else None
+            spec["connection"] |= {"file": f"{RUN}/kernel.json"}
+            spec["isolation"] = {"uid": uid, "folder": folder, **asdict(caps)}
+            spec["env"] = self._environment | _HOMES
+        else:
+            spec["connection"] |= {"file": str(endpoint.folder / "kernel.json")}
+            spec["cwd"] = folder or os.getcwd()
+            spec["env"] = {**(os.environ if env is None else env), **SETTINGS}
+        return self._ask(self._control, {"spawn": spec}, endpoint, lean=lean)
 
-    def on_close(self, call: Callable[[], None]) -> None:
-        """Call it when the kernel is closed."""
-        self._on_close.append(call)
+    async def branch(self, connection: socket.socket) -> ForkedKernel:
+        """See `ForkedKernel.branch`; `connection` is that kernel's."""
+        endpoint = Endpoint(self.folder.for_kernel(self.folder.next_number()))
+        text = json.dumps(endpoint.connection)
+        spec = {"connection": {**endpoint.connection, "text": text, "file": f"{RUN}/kernel.json"}}
+        kernel = self._ask(connection, {"branch": spec}, endpoint, lean=True)
+        await asyncio.wait_for(kernel.ready(), _BRANCH_TIMEOUT_S)
+        return kernel
+
+    def _ask(self, line: socket.socket, message: dict[str, Any], endpoint: Endpoint, *, lean: bool) -> ForkedKernel:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listeners = endpoint.listen(lean=lean)
+        try:
+            with self._lock:
+                socket.send_fds(line, [json.dumps(message).encode()], [each.fileno() for each in (theirs, *listeners)])
+        except OSError as error:
+            ours.close()
+            endpoint.remove()
+            raise ServerError(f"the fork server is gone: {error}") from error
+        finally:
+            for passed in (theirs, *listeners):
+                passed.close()
+        return ForkedKernel(self, ours, endpoint)
+
+    def forget(self) -> None:
+        """In a forked child of the client: let go, so that the process ends with the one that started it."""
+        self._control.close()
 
 
-_FULL = {11, 12, 23, 24, 28}  # EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC
-
-
-def _not_started(message: dict[str, Any]) -> ServerError:
-    text = str(message.get("error", "the fork server has ended" if "gone" in message else message))
-    kind = ServerFullError if message.get("errno") in _FULL else ServerError
-    return kind(f"the kernel did not start: {text}")
-
-
-class ForkServer:
+class ForkServer(KernelSource):
     """One server process with its preloads.
 
     Args:
@@ -298,13 +178,10 @@ class ForkServer:
         start_timeout_s: float = 120.0,
     ) -> None:
         self.python = python
-        self.isolated = isolated
-        self.folder = ServerFolder()
         groups = cgroups.find() if isolated else {}
-        self.capped = bool(groups)
-        self._environment = kernel_environment(python, threads, gpu)
-        self._lock = threading.Lock()
-        self._numbers = itertools.count()
+        control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = kernel_environment(python, threads, gpu)
+        super().__init__(control, ServerFolder(), environment, isolated=isolated, capped=bool(groups))
         settings = {
             "isolated": isolated,
             "preload": list(preload),
@@ -313,11 +190,10 @@ class ForkServer:
             "hidden": [str(Path(_PACKAGE).parent)],
             "devices": _gpu_devices() if gpu else [],
         }
-        self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with server_end, self.folder.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [python, "-P", "-c", _BOOT, _PACKAGE, str(server_end.fileno()), json.dumps(settings)],
-                env=self._environment | self.folder.environment() | dict.fromkeys(THREADS, "1"),
+                env=environment | self.folder.environment() | dict.fromkeys(THREADS, "1"),
                 cwd=self.folder.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -345,69 +221,32 @@ class ForkServer:
         """Of the server process."""
         return self._process.pid
 
-    def spawn(
-        self,
-        caps: Caps | None = None,
-        *,
-        folder: str | None = None,
-        env: Mapping[str, str] | None = None,
-        endpoint: Endpoint | None = None,
-        lean: bool = False,
-    ) -> ForkedKernel:
-        """Ask for a kernel; await its `ready()` before use (tens of milliseconds). Never waits.
+    async def template(self, files: Mapping[str, str], setup: str) -> Template:
+        """A copy of the server that has run setup code on data; its kernels start with what that made, shared.
 
         Args:
-            caps: what it may use; needed if the server isolates.
-            folder: its working folder. To an isolated kernel it shows the host's files, and keeps changes to itself;
-                without one it has an empty folder, and files can be attached.
-            env: its whole environment; without isolation, the caller's affair.
-            lean: for a client of our own kind: of shell and iopub alone, one request at a time.
-            endpoint: of a kernel that has ended, whose clients are to reach this one.
+            files: host path by name below `data/`; kernels that are to see them need them attached all the same.
+            setup: trusted code: it runs with the server's rights. It must leave no threads.
 
         Raises:
-            ServerError: the server is gone.
+            ServerError: a file is not there, or the code fails; the message holds its traceback.
         """
-        number = next(self._numbers)
-        endpoint = endpoint or Endpoint(self.folder.for_kernel(number))
-        spec: dict[str, Any] = {
-            "connection": {**endpoint.connection, "text": json.dumps(endpoint.connection)},
-            "lean": lean,
-        }
-        if self.isolated:
-            assert caps is not None, "isolated kernels have caps"
-            uid = _FIRST_UID + number % _UIDS if os.getuid() == 0 else None
-            spec["connection"] |= {"file": f"{RUN}/kernel.json"}
-            spec["isolation"] = {"uid": uid, "folder": folder, **asdict(caps)}
-            spec["env"] = self._environment | _HOMES
-        else:
-            spec["connection"] |= {"file": str(endpoint.folder / "kernel.json")}
-            spec["cwd"] = folder or os.getcwd()
-            spec["env"] = {**(os.environ if env is None else env), **SETTINGS}
-        return self._ask(self._control, {"spawn": spec}, endpoint, lean=lean)
-
-    async def branch(self, connection: socket.socket) -> ForkedKernel:
-        """See `ForkedKernel.branch`; `connection` is that kernel's."""
-        endpoint = Endpoint(self.folder.for_kernel(next(self._numbers)))
-        text = json.dumps(endpoint.connection)
-        spec = {"connection": {**endpoint.connection, "text": text, "file": f"{RUN}/kernel.json"}}
-        kernel = self._ask(connection, {"branch": spec}, endpoint, lean=True)
-        await asyncio.wait_for(kernel.ready(), _BRANCH_TIMEOUT_S)
-        return kernel
-
-    def _ask(self, line: socket.socket, message: dict[str, Any], endpoint: Endpoint, *, lean: bool) -> ForkedKernel:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listeners = endpoint.listen(lean=lean)
+        readable_files = {name: self.folder.readable_by_all(path) for name, path in files.items()}
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with self._lock:
-                socket.send_fds(line, [json.dumps(message).encode()], [each.fileno() for each in (theirs, *listeners)])
-        except OSError as error:
-            ours.close()
-            endpoint.remove()
-            raise ServerError(f"the fork server is gone: {error}") from error
-        finally:
-            for passed in (theirs, *listeners):
-                passed.close()
-        return ForkedKernel(self, ours, endpoint)
+            with theirs, self._lock:
+                request = {"template": {"files": readable_files, "setup": setup}}
+                socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
+            await readable(control)
+            greeting = json.loads(control.recv(65_536) or b'{"error": "the fork server has ended"}')
+            if "error" in greeting:
+                raise ServerError(f"the template could not be made: {greeting['error']}")
+        except BaseException as error:
+            control.close()
+            if isinstance(error, OSError):
+                raise ServerError(f"the fork server is gone: {error}") from error
+            raise
+        return Template(self, control, greeting["private_bytes"])
 
     def alive(self) -> bool:
         """Whether the server runs."""
@@ -423,12 +262,36 @@ class ForkServer:
         self._process.wait()
         self.folder.remove()
 
-    def forget(self) -> None:
-        """In a forked child of the client: let go, so that the server ends with the process that started it."""
+
+class Template(KernelSource):
+    """A server forked from a server, with data loaded; see `ForkServer.template`.
+
+    Attributes:
+        private_bytes: memory that it does not share with its server.
+    """
+
+    def __init__(self, server: ForkServer, control: socket.socket, private_bytes: int) -> None:
+        super().__init__(control, server.folder, server._environment, isolated=server.isolated, capped=server.capped)
+        self.private_bytes = private_bytes
+        self._server = server
+        _running.add(self)
+
+    def alive(self) -> bool:
+        """Whether it runs: nothing can be read from its control socket but its end."""
+        try:
+            return bool(self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return self._server.alive()
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """End it, and with it all of its kernels."""
+        _running.discard(self)
         self._control.close()
 
 
-_running: weakref.WeakSet[ForkServer] = weakref.WeakSet()
+_running: weakref.WeakSet[KernelSource] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
@@ -444,19 +307,3 @@ _HOMES = {"HOME": HOME, "TMPDIR": TMP, "MPLCONFIGDIR": f"{HOME}/.matplotlib", "U
 
 def _gpu_devices() -> list[str]:
     return sorted(str(path) for path in Path("/dev").glob("nvidia*") if path.is_char_device())
-
-
-async def _readable(connection: socket.socket) -> None:
-    """Wait until there is something to read, or the other end is closed."""
-    loop = asyncio.get_running_loop()
-    arrived = loop.create_future()
-    loop.add_reader(connection, _resolve, arrived)
-    try:
-        await arrived
-    finally:
-        loop.remove_reader(connection)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

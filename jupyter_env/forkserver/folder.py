@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ class ServerFolder:
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         self._lock = _lock(self.path)
         self.log = self.path / "stderr"
+        self._numbers = itertools.count()
 
     def environment(self) -> dict[str, str]:
         """Where the server's libraries keep their settings, with the user's list of fonts: making it takes a second."""
@@ -39,6 +41,10 @@ class ServerFolder:
             "MPLCONFIGDIR": str(matplotlib),
             "TMPDIR": str(self.path),
         }
+
+    def next_number(self) -> int:
+        """For the next kernel of the server or of one of its templates."""
+        return next(self._numbers)
 
     def for_kernel(self, number: int) -> Path:
         """A folder for its sockets."""

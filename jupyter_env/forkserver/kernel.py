@@ -112,7 +112,8 @@ def build(arguments: list[str]) -> PrebuiltApp:
     app.kernel = PrebuiltKernel.instance(parent=app, profile_dir=app.profile_dir, log=app.log)
     app.init_path()
     app.init_shell()
-    app.shell.enable_tip = False  # drawn by chance, for each client that connects, from the code's random numbers
+    shell: Any = app.shell
+    shell.enable_tip = False  # drawn by chance, for each client that connects, from the code's random numbers
     app.init_gui_pylab()
     app.init_extensions()
     app.init_code()

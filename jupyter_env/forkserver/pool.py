@@ -13,7 +13,8 @@ from concurrent.futures import Future
 
 import psutil
 
-from .client import Caps, ForkedKernel, ForkServer, ServerError, ServerFullError
+from .client import Caps, KernelSource
+from .forked import ForkedKernel, ServerError, ServerFullError
 
 _KERNEL_BYTES = 24 * 1024**2
 """What an idle kernel costs, with room for small tables; for the default bound."""
@@ -31,7 +32,7 @@ class KernelPool:
             memory that is free now, as idle kernels.
     """
 
-    def __init__(self, server: ForkServer, caps: Caps, *, parked: int = 1, max_live: int | None = None) -> None:
+    def __init__(self, server: KernelSource, caps: Caps, *, parked: int = 1, max_live: int | None = None) -> None:
         self.server = server
         self.max_live = max_live or _default_max_live()
         self._caps = caps
@@ -40,6 +41,11 @@ class KernelPool:
         self._parked: deque[ForkedKernel] = deque()
         self._live = 0
         self._waiting: deque[Future[None]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no claimed kernel lives."""
+        return self._live == 0
 
     async def claim(self, files: Mapping[str, str]) -> ForkedKernel:
         """A kernel with the host files at `data/<name>`; parked if there is one, else started now.

@@ -16,7 +16,8 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool, Int, List, Unicode
 
-from .client import DEFAULT_PRELOAD, Caps, Endpoint, Exit, ForkedKernel
+from .client import DEFAULT_PRELOAD, Caps
+from .forked import Endpoint, Exit, ForkedKernel
 from .shared import shared_server
 
 

@@ -16,18 +16,22 @@ import io
 import itertools
 import json
 import os
+import re
 import selectors
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import branching, isolation, syscalls
 from .cgroups import Keeper, start_keeper
 from .child import own_modules, run_kernel
 from .pidfd import pid_of
+from .template import run_setup
 from .view import Views
 
 
@@ -158,9 +162,13 @@ class Server:
         if not message:
             self._running = False
             return
+        request = json.loads(message)
         connection, listeners = socket.socket(fileno=fds[0]), fds[1:]
+        if "template" in request:
+            self._make_template(request["template"], connection)
+            return
         try:
-            self._spawn(json.loads(message)["spawn"], connection, listeners)
+            self._spawn(request["spawn"], connection, listeners)
         except OSError as error:
             _tell(connection, {"error": f"the kernel could not be forked: {error}", "errno": error.errno})
             connection.close()
@@ -202,6 +210,39 @@ class Server:
         self._selector.register(kernel.connection, selectors.EVENT_READ, lambda: self._take_message(kernel))
         self._selector.register(kernel.pidfd, selectors.EVENT_READ, lambda: self._reap(kernel))
 
+    def _make_template(self, spec: dict[str, Any], control: socket.socket) -> None:
+        """Fork a server with this control socket that has run setup code on data."""
+        keeper = self._keeper.new_line() if self._keeper is not None else None
+
+        def become() -> None:
+            syscalls.die_with_parent()
+            self._close()
+            try:
+                if self._views is not None:
+                    self._views.show(spec["files"])
+                run_setup(self._app, spec["setup"])
+                _assert_single_thread()
+            except BaseException as error:
+                text = "".join(traceback.format_exception_only(error)) if isinstance(error, OSError) else str(error)
+                _tell(control, {"error": text[-4000:]})
+                return
+            gc.collect()
+            gc.freeze()
+            _tell(control, {"private_bytes": _private_bytes()})
+            Server(control, self._app, self._views, keeper).run()
+
+        pid = _forked(become)
+        pidfd = os.pidfd_open(pid)
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._bury(pid, pidfd))
+        control.close()
+        if keeper is not None:
+            keeper.connection.close()
+
+    def _bury(self, pid: int, pidfd: int) -> None:
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+
     def _become_kernel(
         self,
         spec: dict[str, Any],
@@ -211,6 +252,14 @@ class Server:
         line: socket.socket | None,
     ) -> None:
         """In the child: close everything that is the server's, and go on as the kernel; never returns."""
+        self._close()
+        if self._views is not None:
+            self._views.close()
+        spec["forget"] = self._own_modules
+        run_kernel(self._app, spec, listeners, folder, line, lambda message: _tell(connection, message))
+
+    def _close(self) -> None:
+        """In a child: close what is the server's alone."""
         self._selector.close()
         for kernel in self._kernels.values():
             kernel.connection.close()
@@ -219,14 +268,10 @@ class Server:
                 kernel.line.close()
         for kernel, _ in self._ended.values():
             kernel.connection.close()
-        if self._views is not None:
-            self._views.close()
         if self._keeper is not None:
             self._keeper.connection.close()
         self._control.close()
         os.close(self._own_pid_namespace)
-        spec["forget"] = self._own_modules
-        run_kernel(self._app, spec, listeners, folder, line, lambda message: _tell(connection, message))
 
     def _take_message(self, kernel: _Kernel) -> None:
         """On a kernel's connection: files to attach, a branch, or end of file: its client wants it killed."""
@@ -331,6 +376,11 @@ class Server:
     def _tell_exit(self, kernel: _Kernel, code: int | None, *, out_of_memory: bool) -> None:
         _tell(kernel.connection, {"exit": code, "out_of_memory": out_of_memory and code in (-signal.SIGKILL, None)})
         kernel.connection.close()
+
+
+def _private_bytes() -> int:
+    found = re.findall(r"^Private_\w+:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    return 1024 * sum(map(int, found))
 
 
 def _forked(become: Callable[[], None]) -> int:

@@ -33,6 +33,7 @@ _ETC = (
     "mime.types",
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_TEMPLATE_BYTES = 64 * 1024**2
 _INODES = 100_000
 """Files a kernel may make: empty ones cost the host memory that no size cap counts."""
 
@@ -59,6 +60,16 @@ class Views:
         _build(hidden, devices)
         self._view = _open_namespace("self")
 
+    def show(self, files: Mapping[str, str]) -> None:
+        """In a template: its own view, with the files at data/ of the working folder, in which it then is."""
+        mounts = self._host_mounts(files)
+        syscalls.unshare(syscalls.NEWNS)
+        enter(_TEMPLATE_BYTES, 0, None)
+        _attach(mounts)
+        view = _open_namespace("self")
+        os.dup2(view, self._view, inheritable=False)
+        os.close(view)
+
     def host_folder(self, path: str) -> int:
         """A detached read-only mount of a folder of the host."""
         syscalls.setns(self._host, syscalls.NEWNS)
@@ -70,21 +81,28 @@ class Views:
     def attach(self, pid: int, files: Mapping[str, str]) -> None:
         """Mount host files, by their names below data/, into the view of a kernel that has run no code yet."""
         kernel = _open_namespace(str(pid))
-        mounts: dict[str, int] = {}
+        mounts = self._host_mounts(files)
         try:
-            syscalls.setns(self._host, syscalls.NEWNS)
-            for name, path in files.items():
-                mounts[name] = syscalls.clone_mount(path)
             syscalls.setns(kernel, syscalls.NEWNS)
-            for name, fd in mounts.items():
-                target = _data_path(name)
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o444))
-                syscalls.attach_mount(fd, target)
+            _attach(mounts)
         finally:
             syscalls.setns(self._view, syscalls.NEWNS)
-            for fd in (kernel, *mounts.values()):
+            os.close(kernel)
+
+    def _host_mounts(self, files: Mapping[str, str]) -> dict[str, int]:
+        """A detached mount of each file, by its name."""
+        mounts: dict[str, int] = {}
+        syscalls.setns(self._host, syscalls.NEWNS)
+        try:
+            for name, path in files.items():
+                mounts[name] = syscalls.clone_mount(path)
+        except OSError:
+            for fd in mounts.values():
                 os.close(fd)
+            raise
+        finally:
+            syscalls.setns(self._view, syscalls.NEWNS)
+        return mounts
 
     def close(self) -> None:
         """In a child: give up the way to the host's files."""
@@ -94,6 +112,19 @@ class Views:
 
 def _open_namespace(pid: str) -> int:
     return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _attach(mounts: Mapping[str, int]) -> None:
+    """Mount them below data/ of the view that this process is in, and close them."""
+    try:
+        for name, fd in mounts.items():
+            target = _data_path(name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o444))
+            syscalls.attach_mount(fd, target)
+    finally:
+        for fd in mounts.values():
+            os.close(fd)
 
 
 def _data_path(name: str) -> str:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
+import weakref
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jupyter_env.forkserver.client import Caps, ForkedKernel, ServerError
+from jupyter_env.forkserver.client import Caps, ForkServer
 from jupyter_env.forkserver.detect import Feature, features
+from jupyter_env.forkserver.forked import ForkedKernel, ServerError
 from jupyter_env.forkserver.pool import KernelPool
 from jupyter_env.forkserver.shared import shared_server
+from jupyter_env.forkserver.templates import Templates
 from jupyter_env.interpreters.base import BranchError, InfrastructureError, Interpreter
 from jupyter_env.interpreters.channels import Channels
 from jupyter_env.interpreters.kernel import JupyterKernel
@@ -34,8 +37,9 @@ class IsolatedKernel(JupyterKernel):
     async def _launch(self, files: Mapping[str, Path]) -> tuple[Process, dict[str, Any]]:
         """Claim a kernel; the files are mounted read-only, so nothing is copied."""
         try:
-            pool = await shared_pool(self._settings)
-            self._forked = await pool.claim({name: str(path) for name, path in files.items()})
+            shown = {name: str(path) for name, path in files.items()}
+            pool = await shared_pool(self._settings, shown)
+            self._forked = await pool.claim(shown)
         except ServerError as error:
             raise InfrastructureError(str(error)) from error
         return self._forked, self._forked.endpoint.connection
@@ -69,30 +73,45 @@ class IsolatedKernel(JupyterKernel):
 
 
 _pools: dict[tuple[object, ...], KernelPool] = {}
+_templates: weakref.WeakKeyDictionary[ForkServer, Templates] = weakref.WeakKeyDictionary()
 
 
-async def shared_pool(settings: KernelSettings) -> KernelPool:
-    """The pool of this process for these settings.
+async def shared_pool(settings: KernelSettings, files: Mapping[str, str]) -> KernelPool:
+    """The pool of this process for these settings, and for these files if there is setup code.
 
     Raises:
-        ServerError: its server does not start.
+        ServerError: its server does not start, or its template could not be made.
     """
+    if settings.setup:
+        templates = _templates.setdefault(server := await _server(settings), Templates(server))
+        return await templates.pool(
+            files, settings.setup, _caps(settings), parked=settings.parked, max_live=settings.max_live
+        )
     pool = _pools.get(_key(settings))
     if pool is not None and pool.server.alive():
         return pool
-    server = await asyncio.to_thread(
-        shared_server, settings.python, isolated=True, threads=settings.threads, gpu=settings.gpu
-    )
+    server = await _server(settings)
     pool = _pools.get(_key(settings))
     if pool is None or pool.server is not server:  # another may have come first
-        caps = Caps(
-            work_bytes=settings.max_work_bytes,
-            memory_bytes=settings.max_memory_bytes,
-            processes=settings.max_processes,
-            branchable=settings.branchable,
+        pool = _pools[_key(settings)] = KernelPool(
+            server, _caps(settings), parked=settings.parked, max_live=settings.max_live
         )
-        pool = _pools[_key(settings)] = KernelPool(server, caps, parked=settings.parked, max_live=settings.max_live)
     return pool
+
+
+async def _server(settings: KernelSettings) -> ForkServer:
+    return await asyncio.to_thread(
+        shared_server, settings.python, isolated=True, threads=settings.threads, gpu=settings.gpu
+    )
+
+
+def _caps(settings: KernelSettings) -> Caps:
+    return Caps(
+        work_bytes=settings.max_work_bytes,
+        memory_bytes=settings.max_memory_bytes,
+        processes=settings.max_processes,
+        branchable=settings.branchable,
+    )
 
 
 def _key(settings: KernelSettings) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jupyter_env.forkserver.client import Exit
+from jupyter_env.forkserver.forked import Exit
 from jupyter_env.interpreters.base import BranchError, CellResult, InfrastructureError, Status
 from jupyter_env.interpreters.cell import CellOutputs
 from jupyter_env.interpreters.channels import Channels

@@ -18,6 +18,7 @@ from typing import Any
 from jupyter_client.connect import write_connection_file
 
 from jupyter_env.forkserver.environment import kernel_environment
+from jupyter_env.interpreters.base import InfrastructureError
 from jupyter_env.interpreters.kernel import JupyterKernel, exit_text
 from jupyter_env.interpreters.process import MARK, KernelProcess, Process
 from jupyter_env.interpreters.settings import KernelSettings
@@ -27,6 +28,15 @@ class LocalKernel(JupyterKernel):
     """An `Interpreter` over one local ipykernel process."""
 
     _folder: Path | None = None
+
+    async def start(self, files: Mapping[str, Path]) -> None:
+        """See `Interpreter.start`."""
+        await super().start(files)
+        if self._settings.setup:
+            result = await self.run_cell(self._settings.setup, self._settings.start_timeout_s)
+            if result.status != "ok":
+                await self.close()
+                raise InfrastructureError(f"the setup code ended with {result.status}:\n{result.text}")
 
     async def _launch(self, files: Mapping[str, Path]) -> tuple[Process, dict[str, Any]]:
         """Start the process; the files are copied, so that nothing the code does reaches the originals."""

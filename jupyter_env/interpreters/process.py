@@ -14,7 +14,7 @@ from typing import Protocol
 
 import psutil
 
-from jupyter_env.forkserver.client import Exit
+from jupyter_env.forkserver.forked import Exit
 
 MARK = "JUPYTER_ENV_KERNEL"
 """Environment variable that marks a kernel and all its descendants, so that daemons that left its session are found."""

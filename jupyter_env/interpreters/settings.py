@@ -39,6 +39,9 @@ class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of BLAS and OpenMP: hundreds of kernels share the cores."""
     gpu: bool = False
     """Whether code sees the GPUs; they are the trainer's."""
+    setup: str = ""
+    """Trusted code whose variables every kernel starts with, say `df = pd.read_csv("data/big.csv")`. Isolated kernels
+    of one table share them: it runs once, in a template that they are forked from. Plain kernels each run it."""
     branchable: bool = False
     """Whether isolated kernels can be branched; costs a process and some milliseconds each."""
     parked: int = 1
