@@ -249,7 +249,8 @@ def main() -> None:
     parser.add_argument("--live", type=int, default=0, metavar="N", help="also keep N kernels alive at once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
-    machine = f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    python, load = platform.python_version(), os.getloadavg()[0]
+    machine = f"{os.cpu_count()} cores, {platform.platform()}, Python {python}, load {load:.1f} before the run"
     print(machine)
     rows = asyncio.run(measure(arguments.quick))
     show(rows)

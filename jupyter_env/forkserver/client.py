@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,18 @@ class KernelSource:
         self._control = control
         self._environment = environment
         self._lock = threading.Lock()
+        self._on_close: list[Callable[[], None]] = []
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        """Call it before the process is ended."""
+        self._on_close.append(call)
+
+    def close(self) -> None:
+        """End it, and with it all of its kernels."""
+        _running.discard(self)
+        for call in self._on_close:
+            call()
+        self._control.close()
 
     def alive(self) -> bool:
         """Whether it runs."""
@@ -208,7 +220,7 @@ class ForkServer(KernelSource):
         except TimeoutError:
             greeting = b""
         if not greeting:
-            words = self.folder.log.read_bytes()[-2000:].decode(errors="replace").strip()
+            words = self.folder.last_words()
             self.close()
             raise ServerError(
                 f"the fork server ({python}) did not start in {start_timeout_s:g} s. Its last words: {words}"
@@ -238,7 +250,7 @@ class ForkServer(KernelSource):
                 request = {"template": {"files": readable_files, "setup": setup}}
                 socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
             await readable(control)
-            greeting = json.loads(control.recv(65_536) or b'{"error": "the fork server has ended"}')
+            greeting = json.loads(control.recv(65_536) or json.dumps({"error": self.folder.last_words()}))
             if "error" in greeting:
                 raise ServerError(f"the template could not be made: {greeting['error']}")
         except BaseException as error:
@@ -254,8 +266,7 @@ class ForkServer(KernelSource):
 
     def close(self) -> None:
         """End the server and with it all of its kernels."""
-        _running.discard(self)
-        self._control.close()
+        super().close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
         self._process.kill()
@@ -284,11 +295,6 @@ class Template(KernelSource):
             return self._server.alive()
         except OSError:
             return False
-
-    def close(self) -> None:
-        """End it, and with it all of its kernels."""
-        _running.discard(self)
-        self._control.close()
 
 
 _running: weakref.WeakSet[KernelSource] = weakref.WeakSet()

@@ -66,6 +66,10 @@ class ServerFolder:
             unfinished.replace(copy)
         return str(copy)
 
+    def last_words(self) -> str:
+        """The end of the log."""
+        return self.log.read_bytes()[-2000:].decode(errors="replace").strip()
+
     def remove(self) -> None:
         """Delete it with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -41,6 +41,7 @@ class KernelPool:
         self._parked: deque[ForkedKernel] = deque()
         self._live = 0
         self._waiting: deque[Future[None]] = deque()
+        server.on_close(self.close)
 
     @property
     def idle(self) -> bool:

@@ -389,6 +389,8 @@ def _forked(become: Callable[[], None]) -> int:
     if pid == 0:
         try:
             become()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)  # whatever went wrong, there is one server only
     return pid

@@ -25,6 +25,7 @@ class Templates:
     def __init__(self, server: ForkServer, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
         self._server = server
         self._budget_bytes = budget_bytes
+        server.on_close(self.close)
         self._kept: OrderedDict[tuple[object, ...], tuple[Template, KernelPool]] = OrderedDict()
         self._making: dict[tuple[object, ...], asyncio.Task[tuple[Template, KernelPool]]] = {}
 
@@ -69,14 +70,12 @@ class Templates:
             if used <= self._budget_bytes:
                 return
             if pool.idle:
-                pool.close()
                 template.close()
                 del self._kept[key]
                 used -= template.private_bytes
 
     def close(self) -> None:
         """Close all of them."""
-        for template, pool in self._kept.values():
-            pool.close()
+        for template, _ in self._kept.values():
             template.close()
         self._kept.clear()
