@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,8 @@ def start_keeper(parents: dict[str, str], not_its: socket.socket) -> Keeper | No
             syscalls.set_name("cgroup-keeper")
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             _keep(theirs, {kind: Path(parent) / f"{_PREFIX}{os.getpid()}" for kind, parent in parents.items()})
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     theirs.close()
@@ -147,9 +150,13 @@ def _keep(connection: socket.socket, folders: dict[str, Path]) -> None:
     lines, made = {connection: 0}, 0
     while connection in lines:
         for line in select.select(list(lines), [], [])[0]:
-            message, fds, _, _ = socket.recv_fds(line, 65_536, 1)
+            try:
+                message, fds, _, _ = socket.recv_fds(line, 65_536, 1)
+            except ConnectionError:  # it went away with an answer unread
+                message = b""
             if not message:
                 del lines[line]
+                line.close()
                 continue
             request = json.loads(message)
             if "new_line" in request:
