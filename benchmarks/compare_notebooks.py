@@ -1,0 +1,191 @@
+"""Do real notebooks give the same outputs through the provisioner? `python benchmarks/compare_notebooks.py FOLDER`
+
+Each notebook (`*.ipynb` below FOLDER, Python 3) is run by unmodified nbclient or papermill, errors allowed, with the
+plain kernel and with a forked one, in a fresh folder each. Equal means: cell by cell the same outputs, with times,
+ids and addresses normalised, and the same exception types. Where they differ, the plain kernel runs it once more:
+what differs from itself is not reproducible, and is counted apart. Exit code 1 if any differ otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+NORMALISED = [
+    (r"0x[0-9a-f]{6,}", "0x"),
+    (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "uuid"),
+    (r"T_[0-9a-f]{5}", "T_"),  # pandas' Styler
+    (r"sk-container-id-\d+", "sk"),
+    (r"/tmp/\S+", "/tmp"),
+    (r"ipykernel_\d+", "ipykernel"),
+    (r"\d+(\.\d+)? ?(ns|us|µs|μs|ms|s|min|secs?|seconds)\b", "time"),
+    (r"\d{1,2}:\d{2}:\d{2}(\.\d+)?", "time"),
+    (r"\d{4}-\d{2}-\d{2}", "date"),
+    (r"\x1b\[[0-9;]*m", ""),
+]
+
+
+def normal(text: str) -> str:
+    for pattern, replacement in NORMALISED:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def seen(notebook: nbformat.NotebookNode) -> list[str]:
+    """The outputs of each code cell as one normalised text; of errors their types."""
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        parts: dict[str, str] = {}
+        for output in cell.outputs:
+            if output.output_type == "error":
+                parts["error"] = output.ename
+            elif output.output_type == "stream":
+                if output.name == "stdout":  # warnings on stderr name files and lines of libraries
+                    parts["stdout"] = parts.get("stdout", "") + output.text
+            else:
+                parts["data"] = parts.get("data", "") + json.dumps(output.data, sort_keys=True)
+        cells.append(normal(json.dumps(parts, sort_keys=True)))
+    return cells
+
+
+def read(path: Path) -> nbformat.NotebookNode | str:
+    """The notebook, or why it is not run."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:
+        return f"not read: {type(error).__name__}"
+    language = notebook.metadata.get("kernelspec", {}).get("language") or "python"
+    version = str(notebook.metadata.get("language_info", {}).get("version", "3"))
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    if (
+        language.lower() != "python"
+        or version.startswith("2")
+        or any(re.search(r"^\s*print [^(=]", s, re.M) for s in sources)
+    ):
+        return "not Python 3"
+    if not sources:
+        return "no code"
+    if any(re.search(r"pip3? install|conda install|apt|input\(|git clone|wget|curl", source) for source in sources):
+        return "installs or downloads"
+    return notebook
+
+
+def run(path: Path, notebook: nbformat.NotebookNode, kernel: str, engine: str, timeout_s: float) -> list[str] | str:
+    """What was seen, or why it did not end."""
+    folder = Path(tempfile.mkdtemp(prefix="compare-"))
+    try:
+        for beside in path.parent.iterdir():
+            if beside.is_file() and beside.suffix != ".ipynb" and beside.stat().st_size < 50e6:
+                shutil.copy(beside, folder)
+        notebook = copy.deepcopy(notebook)
+        notebook.metadata.kernelspec = {"name": kernel, "display_name": kernel, "language": "python"}
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = []
+        if engine == "papermill":
+            import papermill
+
+            nbformat.write(notebook, folder / "in.ipynb")
+            with contextlib.suppress(papermill.exceptions.PapermillExecutionError):
+                papermill.execute_notebook(
+                    folder / "in.ipynb",
+                    folder / "out.ipynb",
+                    cwd=folder,
+                    kernel_name=kernel,
+                    progress_bar=False,
+                    execution_timeout=int(timeout_s),
+                )
+            return seen(nbformat.read(folder / "out.ipynb", 4))
+        client = NotebookClient(
+            notebook,
+            kernel_name=kernel,
+            timeout=timeout_s,
+            allow_errors=True,
+            resources={"metadata": {"path": str(folder)}},
+        )
+        client.execute()
+        return seen(notebook)
+    except (CellTimeoutError, DeadKernelError) as error:
+        return type(error).__name__
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def compare(path: Path, forked: str, engine: str, timeout_s: float) -> tuple[str, str]:
+    """(verdict, detail) of one notebook."""
+    notebook = read(path)
+    if isinstance(notebook, str):
+        return "not run", notebook
+    plain = run(path, notebook, "python3", engine, timeout_s)
+    if isinstance(plain, str):
+        return "not run", plain
+    ours = run(path, notebook, forked, engine, timeout_s)
+    if ours != plain:
+        again = run(path, notebook, "python3", engine, timeout_s)
+        if isinstance(ours, str) or isinstance(again, str):
+            return ("not reproducible" if again != plain else "differs"), f"{ours if isinstance(ours, str) else again}"
+        unstable = {n for n, (a, b) in enumerate(zip(plain, again, strict=True)) if a != b}
+        different = [n for n, (a, b) in enumerate(zip(plain, ours, strict=True)) if a != b and n not in unstable]
+        if different:
+            return "differs", f"cell {different[0]}: {plain[different[0]][:300]} | {ours[different[0]][:300]}"
+        if unstable:
+            return "not reproducible", f"{len(unstable)} cells differ from run to run, the rest are equal"
+    errors = [cell for cell in plain if '"error"' in cell]
+    return ("equal, with errors", f"{len(errors)} errors") if errors else ("equal", "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kernel", default="python3-forked", help="from `jupyter-env kernelspec install`")
+    parser.add_argument("--engine", choices=["nbclient", "papermill"], default="nbclient")
+    parser.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="of a cell")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N notebooks")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    paths = sorted(arguments.folder.rglob("*.ipynb"))[: arguments.limit]
+    verdicts: dict[str, tuple[str, str]] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        for path in progress.track(paths, description="notebooks"):
+            verdict = compare(path, arguments.kernel, arguments.engine, arguments.timeout)
+            verdicts[str(path.relative_to(arguments.folder))] = verdict
+            if arguments.json:
+                arguments.json.write_text(json.dumps(verdicts, indent=1))
+    table = Table("verdict", "notebooks")
+    for kind in sorted({verdict for verdict, _ in verdicts.values()}):
+        table.add_row(kind, str(sum(verdict == kind for verdict, _ in verdicts.values())))
+    console = Console()
+    console.print(table)
+    for name, (verdict, detail) in verdicts.items():
+        if verdict == "differs":
+            console.print(f"{name}: {detail}", markup=False)
+    sys.exit(any(verdict == "differs" for verdict, _ in verdicts.values()))
+
+
+if __name__ == "__main__":
+    main()
