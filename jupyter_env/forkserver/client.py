@@ -35,7 +35,7 @@ folder = sys.argv[1]
 locations = {"submodule_search_locations": [folder]}
 spec = importlib.util.spec_from_file_location("forkserver", folder + "/__init__.py", **locations)
 sys.modules["forkserver"] = importlib.util.module_from_spec(spec)
-from forkserver.server import main
+from forkserver.boot import main
 main(int(sys.argv[2]), json.loads(sys.argv[3]))
 """
 _FIRST_UID, _UIDS = 100_000, 50_000

@@ -1,0 +1,79 @@
+"""The start of a server: imports, a kernel built up to its sockets, the view."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+from . import isolation, syscalls
+from .cgroups import start_keeper
+from .server import Server
+from .threads import assert_single_thread
+from .view import Views
+
+
+def main(control_fd: int, settings: dict[str, Any]) -> None:
+    """Serve until the control socket closes.
+
+    Args:
+        control_fd: the server's end of the control socket.
+        settings: `isolated`, `preload` (module names), `hidden` and `devices` (see `Views`), `cgroups` (see there).
+    """
+    syscalls.set_name("kernel-server")
+    control = socket.socket(fileno=control_fd)
+    keeper = start_keeper(settings["cgroups"], control) if settings["isolated"] else None
+    if settings["isolated"] and os.getuid() != 0:
+        isolation.enter_user_namespace()
+    # As if not installed: no one debugs an agent, and it costs 20 MB a kernel.
+    sys.modules["debugpy"] = None  # type: ignore[assignment]
+    # First, and so side by side in memory: what every child touches, and thereby copies, page by page.
+    importlib.import_module("ipykernel.kernelapp")
+    importlib.import_module("tornado.platform.asyncio")
+    failed = _preload(settings["preload"])
+    from .kernel import build  # after the preloads: matplotlib must be there when the shell is built
+
+    app = build([])
+    _warm_up(app)
+    assert_single_thread()
+    views = Views(settings["hidden"], settings["devices"]) if settings["isolated"] else None
+    gc.collect()
+    gc.freeze()  # collections in children must not touch, and so copy, the shared pages
+    control.send(json.dumps({"ready": os.getpid(), "not_preloaded": failed}).encode())
+    Server(control, app, views, keeper).run()
+    os._exit(0)  # an orderly end of what is forked with threads in mind can hang
+
+
+def _preload(names: list[str]) -> dict[str, str]:
+    """Import them; those that cannot be are named with their error, since a kernel works without."""
+    failed = {}
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+    return failed
+
+
+def _warm_up(app: Any) -> None:
+    """Touch what first use would import in every child."""
+    shell = app.shell
+    with contextlib.suppress(Exception):
+        try:
+            raise ValueError("warm-up")
+        except ValueError:
+            shell.InteractiveTB.structured_traceback(*sys.exc_info())
+    if (pandas := sys.modules.get("pandas")) is not None:
+        shell.display_formatter.format(pandas.DataFrame({"a": [1.0]}))
+    if "matplotlib" in sys.modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module("matplotlib_inline.backend_inline")
+            figure = importlib.import_module("matplotlib.figure").Figure()
+            figure.add_subplot().plot([0, 1])
+            figure.savefig(io.BytesIO(), format="png")

@@ -1,0 +1,61 @@
+"""The floors of the house (docs/architecture.md): a room imports from its own floor or below, never from above."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "jupyter_env"
+FLOORS = [
+    {"literals", "dabstep_compat", "blocking", "forkserver"},
+    {"answer", "action"},
+    {"task", "chat"},
+    {"interpreters"},
+    {"tasksets"},
+    {"episode"},
+    {"env", "scripted", "report"},
+    {"registration", "rollout", "evaluate", "check"},
+    {"play"},
+    {"cli", "kernels_cli", "__init__"},
+]
+DOORWAYS = {("task", "tasksets"), ("task", "interpreters")}
+"""Imports upwards inside functions; see docs/architecture.md."""
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of the package that the file imports from, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module] if node.module != "jupyter_env" else [f"jupyter_env.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {room(name) for name in names if name.split(".")[0] == "jupyter_env"}
+    return found
+
+
+def floor(name: str) -> int:
+    return next((n for n, rooms in enumerate(FLOORS) if name in rooms), -1)
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
+def test_no_room_imports_from_above(path: Path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    own = parts[0]
+    assert floor(own) >= 0, f"{own} has no floor yet: name it here and in docs/architecture.md"
+    for other in imports(path) - {own}:
+        if (own, other) not in DOORWAYS and floor(other) >= 0:
+            assert floor(other) <= floor(own), f"{path} imports {other}, which is above {own}"
+
+
+def test_the_fork_server_imports_nothing_else_of_the_package():
+    for path in (PACKAGE / "forkserver").glob("*.py"):
+        assert imports(path) <= {"forkserver"}, path
