@@ -52,6 +52,7 @@ class TestContract:
     def test_gymnasiums_own_check_with_a_real_kernel(self, pool: TaskPool, no_leaks: Path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "kernels are not isolated")
             env = gymnasium.make(ENV_ID, task_pool=pool).unwrapped
             assert isinstance(env, JupyterQAEnv)
             check_env(env)
@@ -337,3 +338,18 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path: Path):
     heavy = ["torch", "transformers", "vllm", "pandas", "datasets", "trl", "sklearn", "matplotlib", "scipy"]
     code = f"import jupyter_env, sys; print(sorted(set({heavy}) & set(sys.modules)))"
     assert run_python(code, tmp_path).stdout.strip() == "[]"
+
+
+def test_a_host_without_namespaces_gets_the_plain_kernel_and_a_warning(tmp_path: Path):
+    environment = {**os.environ, "JUPYTER_ENV_NO_NAMESPACES": "1"}
+    command = [
+        sys.executable,
+        "-c",
+        f"{ONE_CELL}\nprint(type(env._running.episode._interpreter).__name__); env.close()",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[-1] == "LocalKernel", done.stderr
+    assert "kernels are not isolated on this host" in done.stderr and "jupyter-env doctor" in done.stderr
+    strict = "from jupyter_env.interpreters import *; make_kernel(KernelSettings(isolation='strict'))"
+    done = subprocess.run([sys.executable, "-c", strict], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "InfrastructureError: this host does not isolate kernels fully" in done.stderr

@@ -43,7 +43,7 @@ def floor(name: str) -> int:
     return next((n for n, rooms in enumerate(FLOORS) if name in rooms), -1)
 
 
-FILES = [path for path in sorted(PACKAGE.rglob("*.py"))]
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
