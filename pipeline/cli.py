@@ -83,7 +83,7 @@ def _print_plan(folder: RunFolder, options: Options, recipe: Recipe, until: str,
     units = find_units(options.inputs)
     known = sum(unit.items for unit in units if unit.items >= 0)
     unknown = sum(unit.items < 0 for unit in units)
-    names = ["read", "exact-match", "exact", "near-signatures", "near-match", "near", "rules"]
+    names = ["read", "exact-match", "exact", "near-match", "near", "rules"]
     if recipe.fetch.online and not options.data:
         names += ["fetch-list", "fetch"]
     names += ["data", "render"]

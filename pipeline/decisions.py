@@ -97,5 +97,5 @@ def write(
 
 def read(path: Path, unit: Unit) -> dict[int, Decision]:
     """The decisions of a unit by row."""
-    rows = pq.read_table(path / f"{unit.name}.parquet").to_pylist()
+    rows = pq.ParquetFile(path / f"{unit.name}.parquet").read().to_pylist()
     return {row["row"]: Decision(row["reason"], row["of"], row["similarity"]) for row in rows}

@@ -79,7 +79,7 @@ class KernelTable:
 
 
 def _opened(path: Path) -> pa.Table:
-    return pq.read_table(path, memory_map=True).combine_chunks()
+    return pq.ParquetFile(path, memory_map=True).read().combine_chunks()
 
 
 def _rows(table: pa.Table, version: int) -> list[dict[str, Any]]:

@@ -32,14 +32,14 @@ def put(aside: Path, path: Path) -> None:
         os.close(folder)
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> str:
-    """Write rows as Parquet with zstd.
+def write_table(path: Path, table: pa.Table) -> str:
+    """Write a table as Parquet with zstd.
 
     Returns:
         The file's sha256.
     """
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd", compression_level=1)
+    pq.write_table(table, sink, compression="zstd", compression_level=1)
     content = sink.getvalue()
     write_aside(path, memoryview(content))  # type: ignore[arg-type]
     return hashlib.sha256(content).hexdigest()
@@ -54,5 +54,5 @@ def read_rows(paths: Iterable[Path], columns: list[str] | None = None) -> Iterat
 
 def read_table(paths: Iterable[Path], columns: list[str]) -> pa.Table | None:
     """Some columns of Parquet files as one table; none where there is no file."""
-    tables = [pq.read_table(path, columns=columns) for path in paths]
+    tables = [pq.ParquetFile(path).read(columns=columns) for path in paths]  # `pq.read_table` would load pandas
     return pa.concat_tables(tables) if tables else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import multiprocess
 import xxhash
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -62,16 +63,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A step and into how many tasks it is cut."""
+    """Steps that each task does one after the other for its units, and into how many tasks the job is cut."""
 
     name: str
-    step: PipelineStep
+    steps: tuple[PipelineStep, ...]
     tasks: int
 
     @property
     def stage(self) -> Stage | None:
-        """The step, where it has a ledger."""
-        return self.step if isinstance(self.step, Stage) else None
+        """The first step, where it has a ledger."""
+        return self.steps[0] if isinstance(self.steps[0], Stage) else None
 
 
 def prepare(folder: RunFolder, options: Options, recipe: Recipe, *, repartition: bool = False) -> Manifest:
@@ -162,21 +163,20 @@ def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = STAGE
     datasets = Path(options.data).resolve() if options.data else folder.root / "datasets"
     n = recipe.tasks
     plan = [
-        Job("read", Read(folder, kernels, recipe.max_bytes), n),
-        Job("exact-match", ExactMatch(folder), 1),
-        Job("exact", Exact(folder), n),
-        Job("near-signatures", NotebookSignature(folder, recipe.near), n),
-        Job("near-match", NearMatch(folder, recipe.near), 1),
-        Job("near", Near(folder, recipe.near), n),
-        Job("rules", Rules(folder, recipe.rules), n),
+        Job("read", (Read(folder, kernels, recipe.max_bytes),), n),
+        Job("exact-match", (ExactMatch(folder),), 1),
+        Job("exact", (Exact(folder), NotebookSignature(folder, recipe.near)), n),
+        Job("near-match", (NearMatch(folder, recipe.near),), 1),
+        Job("near", (Near(folder, recipe.near),), n),
+        Job("rules", (Rules(folder, recipe.rules),), n),
     ]
     if fetching:
         if kernels is None:
             raise RunError("data sets are fetched by Meta Kaggle's tables; name their folder with --metadata, or give --data")
-        plan.append(Job("fetch-list", WorkList(folder, kernels), 1))
-        plan.append(Job("fetch", Fetch(folder, recipe.fetch), recipe.fetch.shares))
-    plan.append(Job("data", Data(folder, datasets, kernels), n))
-    plan.append(Job("render", Render(folder, max_bytes=recipe.max_bytes), n))
+        plan.append(Job("fetch-list", (WorkList(folder, kernels),), 1))
+        plan.append(Job("fetch", (Fetch(folder, recipe.fetch),), recipe.fetch.shares))
+    plan.append(Job("data", (Data(folder, datasets, kernels),), n))
+    plan.append(Job("render", (Render(folder, max_bytes=recipe.max_bytes),), n))
     if until not in STAGES or (until == "fetch" and not fetching):
         raise RunError(f"--until {until}: expected one of {', '.join(STAGES)} (fetch only where data sets are fetched)")
     last = next(index for index, job in enumerate(plan) if job.name == until)
@@ -246,12 +246,15 @@ def make_executor(folder: RunFolder, job: Job, recipe: Recipe, before: PipelineE
         from datatrove.executor.local import LocalPipelineExecutor
 
         workers = min(job.tasks, recipe.workers) if recipe.workers > 0 else job.tasks
-        return LocalPipelineExecutor([job.step], job.tasks, workers, logs, skip_completed=False)
+        if job.tasks > 1:  # with one unit there is nothing to share, and a pool takes seconds to start
+            workers = max(1, min(workers, len(job.stage.units() if job.stage else folder.units())))
+        multiprocess.set_forkserver_preload(["pipeline.cli"])
+        return LocalPipelineExecutor(list(job.steps), job.tasks, workers, logs, skip_completed=False)
     if recipe.where == "ray":
         from datatrove.executor.ray import RayPipelineExecutor
 
         return RayPipelineExecutor(
-            [job.step], job.tasks, recipe.workers, skip_completed=False, logging_dir=logs, mem_per_cpu_gb=1
+            list(job.steps), job.tasks, recipe.workers, skip_completed=False, logging_dir=logs, mem_per_cpu_gb=1
         )
     from datatrove.executor.slurm import SlurmPipelineExecutor
 
@@ -259,7 +262,7 @@ def make_executor(folder: RunFolder, job: Job, recipe: Recipe, before: PipelineE
     checkout = Path(__file__).resolve().parent.parent
     lines = (slurm.env_command, f"export PYTHONPATH={checkout}:$PYTHONPATH", f"export PATH={Path(sys.prefix)}/bin:$PATH")
     return SlurmPipelineExecutor(
-        [job.step],
+        list(job.steps),
         job.tasks,
         time=slurm.time,
         partition=slurm.partition,

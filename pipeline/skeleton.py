@@ -18,9 +18,9 @@ LINES_VERSION = 1
 MIN_LINES = 8
 """With fewer distinct lines than this, a chance resemblance is likely, and only exact copies count."""
 
-# Not after a word character, a dot (attribute) or a quote; not before a bracket (call) or a quote. The possessive
+# A whole word, not after a dot (attribute) or a quote, not before a bracket (call) or a quote. The possessive
 # quantifier keeps the engine from trying every shorter name.
-_BARE = re.compile(rb"(?<![\w.'\"])\w++(?![('\"])")
+_BARE = re.compile(rb"\b(?<![.'\"])\w++(?![('\"])")
 _BLANKS = b" \t\r\x0b\x0c"
 _SHORTEST = 6
 

@@ -13,7 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from pipeline import ledger
 from pipeline.ledger import DONE, FAILED, MAX_TRIES, REJECTED, Header, LedgerError, Outcome, UnitLedger
-from pipeline.parts import read_rows, write_rows
+from pipeline.parts import read_rows, write_table
 from pipeline.run_folder import RunFolder, Unit
 
 Row = dict[str, Any]
@@ -64,8 +64,8 @@ class Stage(PipelineStep):  # type: ignore[misc]
         self.run_folder = folder
 
     @abstractmethod
-    def decide(self, item: Item) -> Row | Rejected:
-        """The row that goes on, or why none does."""
+    def decide(self, item: Item) -> Any:
+        """The row that goes on (a dict, or what `table` takes), or a `Rejected` that says why none does."""
 
     def config(self) -> Any:
         """What the decisions depend on beside the items; plain data."""
@@ -93,6 +93,10 @@ class Stage(PipelineStep):  # type: ignore[misc]
         """The rows of the stage before."""
         for row in read_rows(self.run_folder.parts(self.upstream, unit.name)):
             yield Item(row["id"], row["key"], row)
+
+    def table(self, rows: list[Any]) -> pa.Table:
+        """What `decide` gave, as a table."""
+        return pa.Table.from_pylist(rows, schema=self.schema)
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         """Work through the units of one rank; datatrove's executors call this."""
@@ -145,7 +149,7 @@ class Stage(PipelineStep):  # type: ignore[misc]
         part, sha256 = None, ""
         if rows:
             part = book.part_name()
-            sha256 = write_rows(book.parts / part, rows, self.schema)
+            sha256 = write_table(book.parts / part, self.table(rows))
         outcomes = [outcome for outcome, _ in batch]
         book.commit(outcomes, part, len(rows), sha256)
         self.stat_update("items", value=len(batch))
@@ -170,8 +174,3 @@ class Stage(PipelineStep):  # type: ignore[misc]
 
 def _again(outcome: Outcome) -> bool:
     return outcome.state == FAILED and outcome.tries < MAX_TRIES
-
-
-def kept(row: Row, **columns: Any) -> Row:
-    """The row with further columns."""
-    return {**row, **columns}

@@ -14,9 +14,9 @@ from datatrove.pipeline.base import PipelineStep
 
 from pipeline import best, decisions
 from pipeline.decisions import Decision
-from pipeline.parts import read_rows, read_table
+from pipeline.parts import read_table
 from pipeline.run_folder import RunFolder, Unit
-from pipeline.stage import Item, Rejected, Row, Stage
+from pipeline.stage import Item, Rejected, Stage
 from pipeline.stages.read import SCHEMA
 
 
@@ -85,6 +85,8 @@ def _one_a_version(table: pa.Table, kept: np.ndarray, merit: np.ndarray) -> tupl
 class Decided(Stage):
     """A stage that carries out decisions made by comparing all rows."""
 
+    _rows: pa.Table | None = None
+
     def decided(self) -> str:
         """The name of the folder of decisions."""
         return self.name
@@ -95,18 +97,25 @@ class Decided(Stage):
         return super().basis(unit) + (found.units.get(unit.name, "") if found else "")
 
     def items(self, unit: Unit) -> Iterator[Item]:
-        """The rows with their decisions."""
+        """The rows' numbers with their decisions; the rows themselves stay in Arrow's memory."""
         decided = decisions.read(self.run_folder.folder("decisions") / self.decided(), unit)
-        for number, row in enumerate(read_rows(self.run_folder.parts(self.upstream, unit.name))):
-            yield Item(row["id"], row["key"], (row, decided.get(number)))
+        self._rows = read_table(self.run_folder.parts(self.upstream, unit.name), self.schema.names)
+        if self._rows is not None:
+            names = zip(self._rows["id"].to_pylist(), self._rows["key"].to_pylist(), strict=True)
+            for number, (name, key) in enumerate(names):
+                yield Item(name, key, (number, decided.get(number)))
 
-    def decide(self, item: Item) -> Row | Rejected:
-        """As it was decided."""
-        row, decision = item.payload
+    def decide(self, item: Item) -> int | Rejected:
+        """As it was decided: the number of the row that goes on."""
+        number, decision = item.payload
         if decision is None:
-            result: Row = row
-            return result
+            return int(number)
         return Rejected(decision.reason, _why(decision))
+
+    def table(self, rows: list[int]) -> pa.Table:
+        """The rows with these numbers."""
+        assert self._rows is not None
+        return self._rows.take(rows)
 
 
 def _why(decision: Decision) -> str:

@@ -14,7 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from pipeline import decisions
 from pipeline.kaggle import Refused, fetch
 from pipeline.metakaggle import KernelTable
-from pipeline.parts import read_rows, write_rows
+from pipeline.parts import read_rows, write_table
 from pipeline.recipe import FetchSettings
 from pipeline.run_folder import RunFolder, Unit
 from pipeline.stage import Item, Rejected, Row, Stage
@@ -59,7 +59,7 @@ class WorkList(PipelineStep):  # type: ignore[misc]
                     uses[ref.name, ref.version] = uses.get((ref.name, ref.version), 0) + 1
         wanted = sorted(uses.items(), key=lambda item: (-item[1], item[0][0], item[0][1] or 0))
         rows = [{"ref": ref, "version": version, "notebooks": count} for (ref, version), count in wanted]
-        write_rows(path, rows, LIST_SCHEMA)
+        write_table(path, pa.Table.from_pylist(rows, schema=LIST_SCHEMA))
         stamp.write_text(mark)
 
 
