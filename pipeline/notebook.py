@@ -139,12 +139,46 @@ def parse_full(raw: bytes) -> FullNotebook:
         NotebookError: no notebook, or not one that can be mended.
     """
     try:
-        file = _full_decoder.decode(raw.removeprefix(codecs.BOM_UTF8))
+        file = _full_decoder.decode(_without_pictures(raw))
     except (msgspec.DecodeError, UnicodeDecodeError):
         file = _FullFile()
     if file.nbformat < 4 or file.cells is None:
         file = msgspec.convert(_mended(raw), _FullFile)
     return FullNotebook(cells=file.cells or [], metadata=file.metadata, nbformat=file.nbformat)
+
+
+_PICTURE = b'"image/'
+_PICTURE_HEAD = 64
+"""Of a picture's base64 so much is kept: enough for its size in pixels."""
+
+
+def _without_pictures(raw: bytes) -> bytes:
+    """The JSON with the pictures cut short, which are nine tenths of its bytes: `find` passes over them 5 times as fast
+    as any parser.
+
+    An unescaped `"image/` is always a key (or a whole string) of the JSON itself: within a string the quote is escaped.
+    """
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    begin = raw.find(_PICTURE)
+    if begin < 0:
+        return raw
+    pieces, done = [], 0
+    while begin >= 0:
+        colon = raw.find(b'"', begin + len(_PICTURE)) + 1
+        value = raw.find(b'"', colon, colon + 8) + 1
+        if value and raw[colon : value - 1].strip() == b":":
+            end = raw.find(b'"', value)
+            if end - value > _PICTURE_HEAD and raw.find(b"\\", value, value + _PICTURE_HEAD) < 0:
+                if raw[end - 1] == 92:  # an escaped quote: no base64
+                    end = begin + len(_PICTURE)
+                else:
+                    pieces.append(raw[done : value + _PICTURE_HEAD])
+                    done = end
+            begin = raw.find(_PICTURE, max(end, value))
+        else:
+            begin = raw.find(_PICTURE, begin + len(_PICTURE))
+    pieces.append(raw[done:])
+    return b"".join(pieces)
 
 
 def joined(source: str | list[str]) -> str:

@@ -19,7 +19,7 @@ UNKNOWN = "?"
 
 _READERS = {
     "read_csv", "read_table", "read_excel", "read_json", "read_parquet", "read_feather", "read_pickle", "read_hdf",
-    "read_fwf", "read_stata", "read_sas", "read_spss", "read_orc", "read_xml",
+    "read_fwf", "read_html", "read_stata", "read_sas", "read_spss", "read_orc", "read_xml",
     "read_file", "read_ndjson", "read_ipc", "read_avro", "scan_csv", "scan_parquet", "loadtxt", "genfromtxt", "loadmat",
     "ExcelFile", "HDFStore", "from_csv", "open_dataset", "fread", "textFile",
 }  # fmt: skip
