@@ -208,8 +208,9 @@ def _mended(raw: bytes) -> dict[str, Any]:
         if not isinstance(listed, list):
             raise NotebookError("not_a_notebook", f"cells is a {type(listed).__name__} where a list is expected")
         cells = listed
-    mended = [_mended_cell(cell) for cell in cells if isinstance(cell, dict)]
     metadata, stated = content.get("metadata"), content.get("nbformat")
+    joint = "\n" if stated == 2 else ""  # version 2 kept lines without their ends
+    mended = [_mended_cell(cell, joint) for cell in cells if isinstance(cell, dict)]
     return {
         "nbformat": stated if isinstance(stated, int) else 0,
         "cells": mended,
@@ -221,30 +222,30 @@ _OLD_OUTPUTS = {"pyout": "execute_result", "pyerr": "error"}
 _OLD_KINDS = {"text": "text/plain", "html": "text/html", "png": "image/png", "jpeg": "image/jpeg", "svg": "image/svg+xml"}
 
 
-def _mended_cell(cell: dict[str, Any]) -> dict[str, Any]:
+def _mended_cell(cell: dict[str, Any], joint: str) -> dict[str, Any]:
     """A cell of any version as one of version 4: `input` was `source`, headings were cells of their own."""
     kind = str(cell.get("cell_type", ""))
-    source = _text(cell.get("source", cell.get("input", "")))
+    source = _text(cell.get("source", cell.get("input", "")), joint)
     if kind == "heading":
         level = cell.get("level")
         source = "#" * (level if isinstance(level, int) and 0 < level < 7 else 1) + " " + source
         kind = "markdown"
     outputs = cell.get("outputs")
-    kept = [_mended_output(o) for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
+    kept = [_mended_output(o, joint) for o in outputs if isinstance(o, dict)] if isinstance(outputs, list) else []
     return {"cell_type": kind, "source": source, "outputs": kept}
 
 
-def _mended_output(output: dict[str, Any]) -> dict[str, Any]:
+def _mended_output(output: dict[str, Any], joint: str) -> dict[str, Any]:
     kind = str(output.get("output_type", ""))
     kind = _OLD_OUTPUTS.get(kind, kind)
     if kind in ("execute_result", "display_data") and not isinstance(output.get("data"), dict):
-        data = {_OLD_KINDS[key]: _text(value) for key, value in output.items() if key in _OLD_KINDS}
+        data = {_OLD_KINDS[key]: _text(value, joint) for key, value in output.items() if key in _OLD_KINDS}
         return {"output_type": kind, "data": data}
     if kind == "stream":
-        return {"output_type": kind, "text": _text(output.get("text", ""))}
+        return {"output_type": kind, "text": _text(output.get("text", ""), joint)}
     traceback = output.get("traceback")
     if kind == "error" and not isinstance(traceback, list):
-        return {**output, "output_type": kind, "traceback": [_text(traceback)] if traceback else []}
+        return {**output, "output_type": kind, "traceback": [_text(traceback, joint)] if traceback else []}
     return {**output, "output_type": kind}
 
 
@@ -257,9 +258,9 @@ def _mended_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, joint: str) -> str:
     if isinstance(value, list):
-        return "".join(piece for piece in value if isinstance(piece, str))
+        return joint.join(piece for piece in value if isinstance(piece, str))
     return value if isinstance(value, str) else ""
 
 
