@@ -1,9 +1,9 @@
 """A corpus of notebooks whose duplicates are known, made from real ones, for benchmarks/pipeline.py.
 
-Bases: each distinct real notebook with code, and recombinations of real cells: every recombination opens with the imports of
-one notebook (negatives share boilerplate), and half of them with the loading and cleaning cells of one competition,
-40% of their lines (negatives from one competition). Copies of a base: exact, outputs, small, rename, append, delete,
-markdown, format, combo; three in ten are copies of a copy (chained forks). Cluster sizes are heavy-tailed.
+Bases: each distinct real notebook with code, and recombinations of real cells: every recombination opens with the
+imports of one notebook (negatives share boilerplate), and half of them with the loading and cleaning cells of one
+competition, up to 40% of their lines (negatives from one competition). Copies of a base: exact, outputs,
+small, rename, append, delete, markdown, format, combo; three in ten are copies of a copy (chained forks). Cluster sizes are heavy-tailed.
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ def _rename(notebook: Notebook, rng: random.Random, pool: list[Cell]) -> None:
     if not names:
         return
     new = {name: f"{rng.choice(('my', 'new', 'x', 'tmp', 'a'))}_{name[::-1]}" for name in sorted(names)}
-    pattern = re.compile(r"(?<![\w.'\"])(" + "|".join(map(re.escape, sorted(names, key=len, reverse=True))) + r")(?![\w'\"])")
+    pattern = re.compile(
+        r"(?<![\w.'\"])(" + "|".join(map(re.escape, sorted(names, key=len, reverse=True))) + r")(?![\w'\"])"
+    )
     for cell in notebook["cells"]:
         if _is_code(cell):
             cell["source"] = pattern.sub(lambda match: new[match[1]], cell["source"])
@@ -222,13 +224,17 @@ def _markdown(notebook: Notebook, rng: random.Random, pool: list[Cell]) -> None:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = f"{cell['source'][: rng.randint(0, 80)]} note {rng.randint(0, 10**6)}"
-    notebook["cells"].insert(0, {"cell_type": "markdown", "metadata": {}, "source": f"# My fork {rng.randint(0, 10**6)}"})
+    notebook["cells"].insert(
+        0, {"cell_type": "markdown", "metadata": {}, "source": f"# My fork {rng.randint(0, 10**6)}"}
+    )
 
 
 def _format(notebook: Notebook, rng: random.Random, pool: list[Cell]) -> None:
     for cell in notebook["cells"]:
         if _is_code(cell) and rng.random() < 0.7:
-            source = re.sub(r",(?=\S)", ", ", cell["source"]) if rng.random() < 0.5 else cell["source"].replace(", ", ",")
+            source = (
+                re.sub(r",(?=\S)", ", ", cell["source"]) if rng.random() < 0.5 else cell["source"].replace(", ", ",")
+            )
             cell["source"] = "# edited\n" + source.replace("\n", "\n\n" if rng.random() < 0.3 else "\n")
 
 

@@ -4,8 +4,8 @@
     python -m benchmarks.pipeline --only dedup --count 5000
     python -m benchmarks.pipeline --only scale --rows 10000000 --json
 
-Needs, beside the extra `pipeline`: nbconvert, spacy (datatrove's stock English tokenizer), and real notebooks to make the
-corpus from (`--notebooks`).
+Needs the extra `pipeline-bench` (nbconvert, and spaCy for datatrove's stock English tokenizer), and real notebooks to
+make the corpus from (`--notebooks`).
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def readable(folder: Path) -> list[bytes]:
         try:
             parse(raw)
             nbformat.reads(raw, as_version=4)
-        except Exception:  # whatever the three readers raise on broken files; these are compared elsewhere
-            continue
-        found.append(raw)
+            found.append(raw)
+        except Exception as error:  # whatever the readers raise on broken files; those are tested elsewhere
+            print(f"left out: {path.name}: {str(error)[:80]}", file=sys.stderr)
     return found
 
 
@@ -80,7 +80,7 @@ def bench_parse(folder: Path) -> Rows:
 
     raws = readable(folder)
     theirs, ours = cpu_rate(stock, raws, 1), cpu_rate(lambda raw: parse(raw).code, raws, 10)
-    plain = cpu_rate(lambda raw: [cell for cell in json.loads(raw).get("cells", ())], raws, 3)
+    plain = cpu_rate(lambda raw: list(json.loads(raw).get("cells", ())), raws, 3)
     return [
         {"what": "parse to code cells", "how": "nbformat.reads", "notebooks/s/core": round(theirs), "times": 1.0},
         {"what": "parse to code cells", "how": "json.loads", "notebooks/s/core": round(plain), "times": plain / theirs},
@@ -322,7 +322,12 @@ def show(rows: Rows) -> None:
         for column in columns:
             table.add_column(column)
         for row in group:
-            table.add_row(*(f"{row[key]:.1f}" if isinstance(row[key], float) and key == "times" else str(row[key]) for key in columns))
+            table.add_row(
+                *(
+                    f"{row[key]:.1f}" if isinstance(row[key], float) and key == "times" else str(row[key])
+                    for key in columns
+                )
+            )
         console.print(table)
 
 

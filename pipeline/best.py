@@ -10,9 +10,7 @@ COLUMNS = ["cells_with_output", "errors", "votes"]
 
 def order_of_merit(table: pa.Table) -> np.ndarray:
     """(rows) The place of each row when all are sorted from best to worst; ties go to the earlier row."""
-    outputs, errors, votes = (
-        table[name].fill_null(0).to_numpy().astype(np.int64) for name in COLUMNS
-    )
+    outputs, errors, votes = (table[name].fill_null(0).to_numpy().astype(np.int64) for name in COLUMNS)
     order = np.lexsort((-outputs, -votes, errors > 0, outputs == 0))
     merit = np.empty(len(order), dtype=np.int64)
     merit[order] = np.arange(len(order))

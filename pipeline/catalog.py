@@ -1,7 +1,7 @@
 """Data sets on disk, and which of their files a path in a notebook means.
 
-A data set is a folder `OWNER+NAME` or `OWNER+NAME@VERSION` (a competition `competitions+NAME`). Names and paths come from
-data and are hostile: nothing outside the folder is ever opened, and links are not followed.
+A data set is a folder `OWNER+NAME` or `OWNER+NAME@VERSION` (a competition `competitions+NAME`). Names and paths come
+from data and are hostile: nothing outside the folder is ever opened, and links are not followed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Catalog:
         if ref.version is None:
             return folders[-1] if folders else None
         wanted = [folder for folder in folders if folder.endswith(f"@{ref.version}")]
-        return (wanted or [folder for folder in folders if "@" not in folder] or [None])[0]
+        return next(iter(wanted or [folder for folder in folders if "@" not in folder]), None)
 
     def files(self, name: str) -> dict[str, int]:
         """Sizes by path of a data set's files, links left out."""
@@ -122,7 +122,9 @@ def _resolve(path: str, datasets: list[tuple[Ref, str, dict[str, int]]]) -> list
     within = input_path(path)
     if within is not None:
         slug, _, rest = within.partition("/")
-        named = [(folder, rest) for ref, folder, files in datasets if ref.name.split("/")[-1] == slug and _has(files, rest)]
+        named = [
+            (folder, rest) for ref, folder, files in datasets if ref.name.split("/")[-1] == slug and _has(files, rest)
+        ]
         if named:
             return named
     for ref, folder, files in datasets:

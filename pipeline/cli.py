@@ -50,7 +50,9 @@ def run(
     limit: Annotated[int, typer.Option(help="Read no more than so many notebooks; -1 for all.")] = -1,
     tasks: Annotated[int | None, typer.Option(help="In place of the recipe's number of tasks.")] = None,
     workers: Annotated[int | None, typer.Option(help="In place of the recipe's number of workers.")] = None,
-    repartition: Annotated[bool, typer.Option(help="Accept other inputs, tasks or settings than the run began with.")] = False,
+    repartition: Annotated[
+        bool, typer.Option(help="Accept other inputs, tasks or settings than the run began with.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done.")] = False,
     as_json: Json = False,
 ) -> None:

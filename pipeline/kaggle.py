@@ -1,8 +1,8 @@
 """Data sets from Kaggle: what kagglehub lacks around its client (policy, backoff, lock, safe unpacking), and no more.
 
-Asked first, downloaded after: one cheap call gives licence, size and the newest version. kagglehub's own `download_file`
-does the transfer: it resumes with a Range request and checks the MD5 that the server names. Credentials are kagglehub's
-business (KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN, or ~/.kaggle).
+Asked first, downloaded after: one cheap call gives licence, size and the newest version. kagglehub's own
+`download_file` does the transfer: it resumes with a Range request and checks the MD5 that the server names. Credentials
+are kagglehub's business (KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN, or ~/.kaggle).
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def _wait_s(response: requests.Response | None, attempt: int) -> float:
     named = response.headers.get("Retry-After", "") if response is not None else ""
     if named.replace(".", "", 1).isdigit():
         return min(float(named), LONGEST_WAIT_S)
-    return min(2.0**attempt * random.uniform(0.5, 1.5), LONGEST_WAIT_S)  # noqa: S311
-
-
+    return min(2.0**attempt * random.uniform(0.5, 1.5), LONGEST_WAIT_S)
 
 
 def ask(owner: str, name: str, attempts: int) -> dict[str, Any]:
@@ -187,9 +185,9 @@ def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 if not (member.isfile() or member.isdir()):
                     raise Refused("unsafe_archive", f"{member.name!r} is no plain file")
                 _inside(member.name)
-                content = taped.extractfile(member)
-                if content is not None:
-                    yield member.name, content
+                taken = taped.extractfile(member)
+                if taken is not None:
+                    yield member.name, taken
     else:
         raise Refused("not_an_archive", f"{archive.stat().st_size:,} bytes")
 

@@ -1,13 +1,13 @@
-"""Is a notebook's prose English? By the words that every text of a language holds; good enough to reject by, no more."""
+"""Is a notebook's prose English? By the words that every text of a language holds; good enough to reject by."""
 
 from __future__ import annotations
 
 import re
 
 _COMMON = {
-    "english": "the of and to in is that for it with as this are on be by we from an or which can will not you have has",
+    "english": "the of and to in is that for it with as this are on be by we from an or which can will not you have",
     "spanish": "de la que el en los del se las por un para con una su al es lo como más pero sus le ya este esta son",
-    "portuguese": "de que do da em um para é com não uma os no se na por mais as dos como mas foi ao ele das à seu sua ou",
+    "portuguese": "de que do da em um para é com não uma os no se na por mais as dos como mas foi ao ele das à seu ou",
     "french": "de la le et les des en un du une que est pour qui dans par plus pas au sur ne se ce il sont avec nous",
     "german": "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden wir",
     "italian": "di che è la il un a per in una mi sono ho non ma lo ha le si con del della dei nel come da più questo",
@@ -37,4 +37,6 @@ def other_language(text: str) -> str | None:
         return None
     hits = {language: sum(word in common for word in words) for language, common in _WORDS.items()}
     best = max(hits, key=lambda language: hits[language])
-    return best if best != "english" and hits[best] > 1.5 * hits["english"] and hits[best] >= 0.08 * len(words) else None
+    return (
+        best if best != "english" and hits[best] > 1.5 * hits["english"] and hits[best] >= 0.08 * len(words) else None
+    )

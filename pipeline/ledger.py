@@ -233,7 +233,9 @@ class UnitLedger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -280,7 +282,7 @@ def committed_parts(path: Path) -> list[str]:
 def digest(path: Path) -> str | None:
     """The digest of a ended unit's ledger; none where it has not ended."""
     last, hasher = b"", xxhash.xxh3_128()
-    for last in _raw_lines(path):  # noqa: B007
+    for last in _raw_lines(path):
         hasher.update(last)
     return hasher.hexdigest() if last and _count_decoder.decode(last).end is not None else None
 

@@ -10,7 +10,7 @@ Guards against merging what only looks alike:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import numpy as np
@@ -78,10 +78,13 @@ class Weights:
 
     def of(self, hashes: np.ndarray) -> np.ndarray:
         """1 for a line that one notebook has, 0.3 for ten, 0.13 for a thousand."""
-        return 1.0 / (1.0 + np.log(np.maximum(self.counts[self._cell(hashes)], 1)))
+        weights: np.ndarray = 1.0 / (1.0 + np.log(np.maximum(self.counts[self._cell(hashes)], 1)))
+        return weights
 
 
-def similarities(sets: LineSets, weights: Weights, left: np.ndarray, right: np.ndarray, batch: int = 20_000) -> np.ndarray:
+def similarities(
+    sets: LineSets, weights: Weights, left: np.ndarray, right: np.ndarray, batch: int = 20_000
+) -> np.ndarray:
     """(pairs) The weighted Jaccard similarity of each pair of sets."""
     found = [
         _similarities(sets, weights, left[i : i + batch], right[i : i + batch]) for i in range(0, len(left), batch)
@@ -97,7 +100,8 @@ def _similarities(sets: LineSets, weights: Weights, left: np.ndarray, right: np.
     hashes, pairs = hashes[order], pairs[order]
     twice = (hashes[1:] == hashes[:-1]) & (pairs[1:] == pairs[:-1])
     common = np.bincount(pairs[1:][twice], weights.of(hashes[1:][twice]), minlength=len(left))
-    return common / np.maximum(total - common, 1e-12)
+    jaccard: np.ndarray = common / np.maximum(total - common, 1e-12)
+    return jaccard
 
 
 def link(
@@ -117,37 +121,49 @@ def link(
     labels = np.arange(count, dtype=np.int32)
     refused = np.empty(0, dtype=np.uint64)
     for numbers, keys in bands:
-        left, right = _proposed(numbers, keys)
-        apart = labels[left] != labels[right]
-        pairs = np.unique(left[apart].astype(np.uint64) << np.uint64(32) | right[apart].astype(np.uint64))
-        pairs = pairs[~_among(pairs, refused)]
-        left, right = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        same = verify(left, right)
-        refused = np.union1d(refused, pairs[~same])
-        if same.any():
-            labels = _merged(labels, labels[left[same]], labels[right[same]])
+        for left, right in _proposed(numbers, keys):
+            pairs = _new_pairs(left, right, labels, refused)
+            left, right = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            same = verify(left, right)
+            refused = np.union1d(refused, pairs[~same])
+            if same.any():
+                labels = _merged(labels, labels[left[same]], labels[right[same]])
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _proposed(numbers: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the sets with equal keys, each with the one before it and with the first."""
+def _new_pairs(left: np.ndarray, right: np.ndarray, labels: np.ndarray, refused: np.ndarray) -> np.ndarray:
+    """The pairs that are neither linked nor refused already, each as one number, sorted."""
+    apart = labels[left] != labels[right]
+    pairs = np.unique(left[apart].astype(np.uint64) << np.uint64(32) | right[apart].astype(np.uint64))
+    new: np.ndarray = pairs[~_among(pairs, refused)]
+    return new
+
+
+def _proposed(numbers: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of the sets with equal keys, each with the one before it, then each with the first."""
     order = np.argsort(keys, kind="stable")  # the numbers of equal keys ascend already
-    numbers, keys = numbers[order], keys[order]
+    ordered = numbers[order].astype(np.int32)
+    keys = keys[order]
+    del order
     same = keys[1:] == keys[:-1]
-    starts = np.flatnonzero(np.r_[True, ~same])
-    firsts = np.repeat(numbers[starts], np.diff(np.r_[starts, len(numbers)]))
+    del keys
     here = np.flatnonzero(same) + 1
-    return np.r_[numbers[here - 1], firsts[here]].astype(np.int64), np.r_[numbers[here], numbers[here]].astype(np.int64)
+    yield ordered[here - 1], ordered[here]
+    starts = np.flatnonzero(np.r_[True, ~same])
+    firsts = np.repeat(ordered[starts], np.diff(np.r_[starts, len(ordered)]))
+    yield firsts[here], ordered[here]
 
 
 def _among(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     if not len(among):
         return np.zeros(len(values), dtype=bool)
     places = np.minimum(np.searchsorted(among, values), len(among) - 1)
-    return among[places] == values
+    found: np.ndarray = among[places] == values
+    return found
 
 
 def _merged(labels: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     count = len(labels)
     graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(count, count))
-    return connected_components(graph, directed=False)[1][labels].astype(np.int32)
+    merged: np.ndarray = connected_components(graph, directed=False)[1][labels].astype(np.int32)
+    return merged

@@ -106,7 +106,8 @@ def _read(folder: Path, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
     if missing:
         near = difflib.get_close_matches(missing[0], header, 1)
         raise MetadataError(
-            f"{path} has no column {missing[0]!r}" + (f" (did it become {near[0]!r}?)" if near else "")
+            f"{path} has no column {missing[0]!r}"
+            + (f" (did it become {near[0]!r}?)" if near else "")
             + f"; its columns are {', '.join(header)}"
         )
     table = pacsv.read_csv(
@@ -163,13 +164,21 @@ def _dataset_sources(folder: Path) -> pa.Table:
     versions = _read(
         folder,
         "DatasetVersions",
-        {"Id": _INT, "DatasetId": _INT, "VersionNumber": _INT, "Slug": _TEXT, "LicenseName": _TEXT,
-         "TotalUncompressedBytes": _INT},
+        {
+            "Id": _INT,
+            "DatasetId": _INT,
+            "VersionNumber": _INT,
+            "Slug": _TEXT,
+            "LicenseName": _TEXT,
+            "TotalUncompressedBytes": _INT,
+        },
     )
     datasets = _read(folder, "Datasets", {"Id": _INT, "OwnerUserId": _INT, "OwnerOrganizationId": _INT})
     users = _read(folder, "Users", {"Id": _INT, "UserName": _TEXT})
     teams = _read(folder, "Organizations", {"Id": _INT, "Slug": _TEXT})
-    table = used.join(versions.rename_columns(["Version", *versions.column_names[1:]]), "SourceDatasetVersionId", "Version")
+    table = used.join(
+        versions.rename_columns(["Version", *versions.column_names[1:]]), "SourceDatasetVersionId", "Version"
+    )
     table = table.join(datasets.rename_columns(["DatasetId", "User", "Team"]), "DatasetId")
     table = table.join(users.rename_columns(["User", "UserName"]), "User")
     table = table.join(teams.rename_columns(["Team", "TeamSlug"]), "Team")

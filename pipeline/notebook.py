@@ -219,7 +219,13 @@ def _mended(raw: bytes) -> dict[str, Any]:
 
 
 _OLD_OUTPUTS = {"pyout": "execute_result", "pyerr": "error"}
-_OLD_KINDS = {"text": "text/plain", "html": "text/html", "png": "image/png", "jpeg": "image/jpeg", "svg": "image/svg+xml"}
+_OLD_KINDS = {
+    "text": "text/plain",
+    "html": "text/html",
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "svg": "image/svg+xml",
+}
 
 
 def _mended_cell(cell: dict[str, Any], joint: str) -> dict[str, Any]:
@@ -285,7 +291,11 @@ def _load(raw: bytes) -> Any:
 
 
 def _decoded(raw: bytes) -> str:
-    for mark, encoding in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
         if raw.startswith(mark):
             return raw.decode(encoding, "replace")
     try:

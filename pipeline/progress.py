@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -56,14 +57,18 @@ def watched(folder: RunFolder) -> Iterator[Watch]:
     with _stderr_to(log) as terminal:
         console = Console(file=terminal)
         columns = (
-            TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
+            TextColumn("{task.description:16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as progress:
             yield Watch(folder, progress)
 
 
 @contextmanager
-def _stderr_to(path: Path) -> Iterator[object]:
+def _stderr_to(path: Path) -> Iterator[IO[str]]:
     """Descriptor 2 goes to a file, in child processes too; gives the terminal that it was."""
     sys.stderr.flush()
     saved = os.dup(2)

@@ -1,7 +1,7 @@
 """Which files a notebook reads and which packages it imports, from its syntax tree: no model is asked.
 
-Paths are followed through simple assignments, concatenation, f-strings, `%`, `.format`, `os.path.join` and `Path / ...`.
-A path that can't be worked out is kept as unknown: that data is read is known even where its name is not.
+Paths are followed through simple assignments, concatenation, f-strings, `%`, `.format`, `os.path.join` and
+`Path / ...`. A path that can't be worked out is kept as unknown: that data is read is known even where its name is not.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _QUALIFIED = {
     "pd.io.parsers.read_csv", "gpd.read_file",
 }  # fmt: skip
 _TAKES_A_FILE_OBJECT = {"pickle.load", "json.load", "csv.reader", "csv.DictReader"}
-_WRITERS = {"to_csv", "to_excel", "to_json", "to_parquet", "to_feather", "to_pickle", "to_hdf", "savetxt", "save", "savez",
-            "savefig", "dump", "mkdir", "makedirs", "urlretrieve"}  # fmt: skip
+_WRITERS = {"to_csv", "to_excel", "to_json", "to_parquet", "to_feather", "to_pickle", "to_hdf", "savetxt", "save",
+            "savez", "savefig", "dump", "mkdir", "makedirs", "urlretrieve"}  # fmt: skip
 _PACKAGED = re.compile(
     r"^(?:(?:sklearn\.)?datasets\.)?(?:load_(?:iris|boston|diabetes|digits|wine|breast_cancer|linnerud|dataset|data)"
-    r"|fetch_\w+|get_rdataset|make_\w+)$"
+    r"|fetch_\w+|get_rdataset)$"
 )
 _TABLE_SUFFIXES = {
-    ".csv", ".tsv", ".txt", ".dat", ".data", ".xls", ".xlsx", ".json", ".jsonl", ".parquet", ".feather", ".pkl", ".pickle",
-    ".h5", ".hdf5", ".hdf", ".db", ".sqlite", ".sqlite3", ".npy", ".npz", ".mat", ".sav", ".dta", ".zip", ".gz", ".bz2",
-    ".xml", ".nc", ".arff", ".p", ".ft", ".geojson", ".shp",
+    ".csv", ".tsv", ".txt", ".dat", ".data", ".xls", ".xlsx", ".json", ".jsonl", ".parquet", ".feather", ".pkl",
+    ".pickle", ".h5", ".hdf5", ".hdf", ".db", ".sqlite", ".sqlite3", ".npy", ".npz", ".mat", ".sav", ".dta", ".zip",
+    ".gz", ".bz2", ".xml", ".nc", ".arff", ".p", ".ft", ".geojson", ".shp",
 }  # fmt: skip
 
 
@@ -86,7 +86,8 @@ def find_reads(code: Iterable[str]) -> Reads:
 
 _PRINT = re.compile(r"(?m)^(\s*)print[ \t]+(?![(=])(.*?),?[ \t]*$")
 _OLD = re.compile(
-    r"(?m)^\s*print[ \t]+(?:[\"'\w%]|u['\"])|^\s*print[ \t]*$|^\s*exec[ \t]+['\"\w]|^\s*except[ \t]+[\w.]+[ \t]*,[ \t]*\w+:"
+    r"(?m)^\s*print[ \t]+(?:[\"'\w%]|u['\"])|^\s*print[ \t]*$|^\s*exec[ \t]+['\"\w]"
+    r"|^\s*except[ \t]+[\w.]+[ \t]*,[ \t]*\w+:"
     r"|^\s*raise[ \t]+\w+,|[^<]<>[^>]|\bprint[ \t]*>>|(?<![\w.])0\d+\b|\b\d+L\b|`\w+`"
 )
 
@@ -173,19 +174,30 @@ class _Finder(ast.NodeVisitor):
         elif last in ("imread", "load_img", "walk", "listdir", "glob", "iglob", "flow_from_directory") and node.args:
             self._folder(node)
         elif _PACKAGED.match(name) or last in ("load_dataset", "load_data") or _PACKAGED.match(last):
-            if not last.startswith("make_"):
-                self.packaged.add(last)
+            self.packaged.add(last)
         self.generic_visit(node)
 
     def _read(self, node: ast.Call) -> None:
         named = {keyword.arg: keyword.value for keyword in node.keywords}
-        argument = node.args[0] if node.args else next(
-            (named[key] for key in ("filepath_or_buffer", "io", "path", "path_or_buf", "fname", "filename", "file") if key in named),
-            None,
+        argument = (
+            node.args[0]
+            if node.args
+            else next(
+                (
+                    named[key]
+                    for key in ("filepath_or_buffer", "io", "path", "path_or_buf", "fname", "filename", "file")
+                    if key in named
+                ),
+                None,
+            )
         )
         if argument is None:
             return
-        if isinstance(argument, ast.Call) and _dotted(argument.func).rsplit(".", 1)[-1] in ("StringIO", "BytesIO", "open"):
+        if isinstance(argument, ast.Call) and _dotted(argument.func).rsplit(".", 1)[-1] in (
+            "StringIO",
+            "BytesIO",
+            "open",
+        ):
             return  # text made here, or an `open` that is seen by itself
         if _dotted(node.func).startswith(("ast.", "json.")):
             return
@@ -200,7 +212,11 @@ class _Finder(ast.NodeVisitor):
         if text and any(letter in text for letter in "wax+"):
             if path:
                 self.written.add(_norm(path))
-        elif path is None or PurePosixPath(path.split("?")[0]).suffix.lower() in _TABLE_SUFFIXES or UNKNOWN in (path or ""):
+        elif (
+            path is None
+            or PurePosixPath(path.split("?")[0]).suffix.lower() in _TABLE_SUFFIXES
+            or UNKNOWN in (path or "")
+        ):
             self._note(path)
 
     def _folder(self, node: ast.Call) -> None:
@@ -224,7 +240,7 @@ class _Finder(ast.NodeVisitor):
 
     # ----- text that can be worked out
 
-    def _text(self, node: ast.expr | None) -> str | None:  # noqa: PLR0911
+    def _text(self, node: ast.expr | None) -> str | None:
         match node:
             case ast.Constant(value=str(value)):
                 return value

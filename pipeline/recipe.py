@@ -39,10 +39,22 @@ class FetchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_bytes: int = 10_000_000_000
     """A data set over 10 GB is left where it is: the published run left the same out by hand."""
     licences: tuple[str, ...] = (
-        "CC0-1.0", "CC0: Public Domain", "CC-BY-4.0", "CC BY 4.0", "Attribution 4.0 International (CC BY 4.0)",
-        "CC-BY-SA-4.0", "CC BY-SA 4.0", "Apache 2.0", "Apache-2.0", "MIT", "PDDL", "ODC Public Domain Dedication and Licence (PDDL)",
-        "ODbL-1.0", "Database: Open Database, Contents: Database Contents", "U.S. Government Works",
-    )  # fmt: skip
+        "CC0-1.0",
+        "CC0: Public Domain",
+        "CC-BY-4.0",
+        "CC BY 4.0",
+        "Attribution 4.0 International (CC BY 4.0)",
+        "CC-BY-SA-4.0",
+        "CC BY-SA 4.0",
+        "Apache 2.0",
+        "Apache-2.0",
+        "MIT",
+        "PDDL",
+        "ODC Public Domain Dedication and Licence (PDDL)",
+        "ODbL-1.0",
+        "Database: Open Database, Contents: Database Contents",
+        "U.S. Government Works",
+    )
     """A data set with another licence is not taken."""
     shares: int = 16
     """Into how many units the list of data sets is cut; few, as Kaggle counts requests."""

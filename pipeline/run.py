@@ -172,7 +172,9 @@ def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = STAGE
     ]
     if fetching:
         if kernels is None:
-            raise RunError("data sets are fetched by Meta Kaggle's tables; name their folder with --metadata, or give --data")
+            raise RunError(
+                "data sets are fetched by Meta Kaggle's tables; name their folder with --metadata, or give --data"
+            )
         plan.append(Job("fetch-list", (WorkList(folder, kernels),), 1))
         plan.append(Job("fetch", (Fetch(folder, recipe.fetch),), recipe.fetch.shares))
     plan.append(Job("data", (Data(folder, datasets, kernels),), n))
@@ -183,9 +185,7 @@ def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = STAGE
     return plan[: last + 1]
 
 
-def execute(
-    folder: RunFolder, plan: list[Job], recipe: Recipe, watch: Callable[[Job], Any] = lambda job: None
-) -> None:
+def execute(folder: RunFolder, plan: list[Job], recipe: Recipe, watch: Callable[[Job], Any] = lambda job: None) -> None:
     """Run the jobs here or on Ray one after the other, each checked at its end; on Slurm hand them all in at once.
 
     Args:
@@ -222,7 +222,9 @@ def check(folder: RunFolder, stage: Stage, max_failed: float = 1.0) -> Tally:
         path = folder.ledger(stage.name, unit.name)
         lines, _ = ledger.read_lines(path)
         if not lines or lines[-1].end is None:
-            raise LedgerError(f"stage {stage.name} did not finish unit {unit.name}; its log is in {folder.root / 'logs'}")
+            raise LedgerError(
+                f"stage {stage.name} did not finish unit {unit.name}; its log is in {folder.root / 'logs'}"
+            )
         came += lines[-1].end.items
         total.add(ledger.tally(path))
     given = came if not stage.upstream else folder.tally(stage.upstream).done
@@ -260,7 +262,11 @@ def make_executor(folder: RunFolder, job: Job, recipe: Recipe, before: PipelineE
 
     slurm = recipe.slurm
     checkout = Path(__file__).resolve().parent.parent
-    lines = (slurm.env_command, f"export PYTHONPATH={checkout}:$PYTHONPATH", f"export PATH={Path(sys.prefix)}/bin:$PATH")
+    lines = (
+        slurm.env_command,
+        f"export PYTHONPATH={checkout}:$PYTHONPATH",
+        f"export PATH={Path(sys.prefix)}/bin:$PATH",
+    )
     return SlurmPipelineExecutor(
         list(job.steps),
         job.tasks,
@@ -286,5 +292,3 @@ def total_of(folder: RunFolder, stage: Stage) -> int | None:
         counts = [unit.limit if unit.limit >= 0 else unit.items for unit in folder.units()]
         return sum(counts) if min(counts, default=0) >= 0 else None
     return folder.tally(stage.upstream).done if stage.upstream else None
-
-

@@ -33,7 +33,7 @@ def exact_key(code: Iterable[str]) -> bytes:
 
 
 def skeleton_lines(code: Iterable[str]) -> set[bytes]:
-    """The distinct lines of the code with V for bare names and numbers, without blanks, comments, magics, short lines."""
+    """The distinct lines with V for bare names and numbers, without blanks, comments, magics and short lines."""
     text = "\n".join(code).encode("utf-8", "replace")
     lines = _BARE.sub(b"V", text).translate(None, _BLANKS).split(b"\n")
     return {line for line in lines if len(line) >= _SHORTEST and line[0] not in b"#%!"}

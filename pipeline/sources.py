@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from datatrove.data import Document, Media, MediaType
 from datatrove.pipeline.readers.base import BaseReader
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 from pipeline.notebook import MAX_BYTES, NotebookError
 from pipeline.run_folder import RunFolder, Unit
@@ -228,12 +228,12 @@ def _inflate(file: Any, info: ZipInfo, max_bytes: int) -> bytes:
     file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
     packed = file.read(info.compress_size)
     if info.compress_type == 0:
-        content = packed
+        content: bytes = packed
     elif info.compress_type == 8:
         stream = isal_zlib.decompressobj(wbits=-15)
         try:
             content = stream.decompress(packed, max_bytes + 1)
-        except isal_zlib.error as error:
+        except igzip_lib.IsalError as error:
             raise NotebookError("bad_zip_member", str(error)) from None
         if len(content) > max_bytes:  # more than the directory said: a bomb
             raise NotebookError("too_large", f"inflates to more than the {max_bytes:,} bytes allowed")
@@ -307,7 +307,9 @@ def _jsonl_rows(source: str) -> Iterator[dict[str, Any] | NotebookError]:
         for line in file:
             try:
                 row = msgspec.json.decode(line)
-                yield row if isinstance(row, dict) else NotebookError("bad_row", f"a {type(row).__name__}, not an object")
+                yield (
+                    row if isinstance(row, dict) else NotebookError("bad_row", f"a {type(row).__name__}, not an object")
+                )
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 yield NotebookError("bad_row", str(error))
 

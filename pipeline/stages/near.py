@@ -123,8 +123,11 @@ def report(clusters: np.ndarray, sizes: np.ndarray, kept: np.ndarray, ids: Any) 
         "sizes": {str(size): count for size, count in sorted(Counter(sizes.tolist()).items())},
         "over_1000": int((sizes > 1000).sum()),
         "largest": [
-            {"size": len(rows), "kept": sorted({ids[int(kept[row])].as_py() for row in rows})[:5],
-             "members": [ids[int(row)].as_py() for row in rows[:10]]}
+            {
+                "size": len(rows),
+                "kept": sorted({ids[int(kept[row])].as_py() for row in rows})[:5],
+                "members": [ids[int(row)].as_py() for row in rows[:10]],
+            }
             for rows in members.values()
         ],
     }

@@ -1,4 +1,4 @@
-"""Stage 1: files to rows. The row holds the code and what is needed to choose; the file itself is read again for the few that are kept."""
+"""Stage 1: files to rows. A row holds the code and what is needed to choose; the few that are kept are read again."""
 
 from __future__ import annotations
 
@@ -87,7 +87,14 @@ class Read(Stage):
             notebook = parse(raw)
         except NotebookError as error:
             return Rejected(error.reason, error.detail)
-        return {"id": item.id, "key": item.key, "unit": unit, "bytes": len(raw), **self._about(about), **_columns(notebook)}
+        return {
+            "id": item.id,
+            "key": item.key,
+            "unit": unit,
+            "bytes": len(raw),
+            **self._about(about),
+            **_columns(notebook),
+        }
 
     def _about(self, about: dict[str, Any]) -> dict[str, Any]:
         version = about.get("kernel_version")

@@ -27,7 +27,18 @@ class RuleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A text file of KernelVersions.Id, one a line, of which a notebook must be one: a published list (BigCode's)."""
 
 
-_MODEL_TRAINING = {"peft", "trl", "bitsandbytes", "unsloth", "vllm", "llama_cpp", "deepspeed", "axolotl", "xtuner", "autotrain"}
+_MODEL_TRAINING = {
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "unsloth",
+    "vllm",
+    "llama_cpp",
+    "deepspeed",
+    "axolotl",
+    "xtuner",
+    "autotrain",
+}
 _MODEL_CODE = re.compile(
     r"\b(?:AutoModelForCausalLM|AutoModelForSeq2SeqLM|Seq2SeqTrainer|SFTTrainer|GPTQConfig|LoraConfig|TrainingArguments"
     r"|LlamaForCausalLM|GPT2LMHeadModel|FastLanguageModel|keras_nlp\.models\.Gemma\w*)\b"

@@ -143,5 +143,3 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     with aside.open("wb") as file:
         np.save(file, array)
     aside.replace(path)
-
-

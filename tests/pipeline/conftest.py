@@ -4,4 +4,4 @@ import pytest
 
 pytest.importorskip("datatrove", reason="needs the extra `pipeline`")
 
-from runs import some_notebooks  # noqa: E402, F401
+from runs import some_notebooks  # noqa: F401

@@ -34,7 +34,8 @@ def notebook(*code: str, markdown: str = "", outputs: bool = True, language: str
     """A notebook of nbformat 4 with these code cells."""
     output = [{"output_type": "stream", "name": "stdout", "text": "42\n"}] if outputs else []
     cells: list[dict[str, Any]] = [
-        {"cell_type": "code", "execution_count": 1, "metadata": {}, "outputs": output, "source": source} for source in code
+        {"cell_type": "code", "execution_count": 1, "metadata": {}, "outputs": output, "source": source}
+        for source in code
     ]
     if markdown:
         cells.insert(0, {"cell_type": "markdown", "metadata": {}, "source": markdown})
@@ -45,7 +46,10 @@ def notebook(*code: str, markdown: str = "", outputs: bool = True, language: str
 def program(seed: int, lines: int = 24) -> list[str]:
     """Code of some cells that no other seed's resembles; it reads a table."""
     body = [f"frame_{seed}['col_{seed}_{n}'] = table.compute_{seed}_{n}('key_{seed}_{n}', {n})" for n in range(lines)]
-    return [f"import pandas as pd\ntable = pd.read_csv('../input/set{seed}/data.csv')", *("\n".join(body[i : i + 6]) for i in range(0, lines, 6))]
+    return [
+        f"import pandas as pd\ntable = pd.read_csv('../input/set{seed}/data.csv')",
+        *("\n".join(body[i : i + 6]) for i in range(0, lines, 6)),
+    ]
 
 
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
@@ -56,7 +60,13 @@ def write_zip(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def run_here(
-    out: Path, inputs: Path | str, *, until: str = "near", recipe: Recipe | None = None, repartition: bool = False, **options: Any
+    out: Path,
+    inputs: Path | str,
+    *,
+    until: str = "near",
+    recipe: Recipe | None = None,
+    repartition: bool = False,
+    **options: Any,
 ) -> RunFolder:
     """A whole run in this process, without an executor; each stage's account is checked."""
     folder, recipe = RunFolder(out), recipe or Recipe(tasks=2, workers=1)

@@ -27,8 +27,8 @@ def catalog(tmp_path: Path) -> Catalog:
         path = tmp_path / "sets" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    os.symlink("/etc/passwd", tmp_path / "sets" / "me+repo" / "passwd.csv")
-    os.symlink("/etc", tmp_path / "sets" / "evil+link")
+    os.symlink("/etc/passwd", tmp_path / "sets" / "me+repo" / "passwd.csv")  # noqa: PTH211
+    os.symlink("/etc", tmp_path / "sets" / "evil+link")  # noqa: PTH211
     return Catalog(tmp_path / "sets", tmp_path / "hashes")
 
 
@@ -74,7 +74,12 @@ def test_a_found_file_carries_its_hash_and_the_hash_is_kept(catalog: Catalog) ->
 
 @pytest.mark.parametrize(
     ("path", "within"),
-    [("../input/a/b.csv", "a/b.csv"), ("/kaggle/input/a/b.csv", "a/b.csv"), ("../../kaggle/input/b.csv", "b.csv"), ("data/b.csv", None)],
+    [
+        ("../input/a/b.csv", "a/b.csv"),
+        ("/kaggle/input/a/b.csv", "a/b.csv"),
+        ("../../kaggle/input/b.csv", "b.csv"),
+        ("data/b.csv", None),
+    ],
 )
 def test_input_path(path: str, within: str | None) -> None:
     assert input_path(path) == within

@@ -61,7 +61,10 @@ def test_the_best_is_kept(tmp_path: Path, better: dict[str, object], worse: dict
     for order in ((103, 101, 102), (101, 102, 103)):
         out = tmp_path / str(order[0])
         out.mkdir()
-        named = {f"0000/000/{v}": notebook(*program(1 if v != 103 else 1), outputs=bool(versions[v].get("outputs", True))) for v in order}
+        named = {
+            f"0000/000/{v}": notebook(*program(1 if v != 103 else 1), outputs=bool(versions[v].get("outputs", True)))  # noqa: RUF034
+            for v in order
+        }
         folder = out / "in"
         for name, content in named.items():
             path = folder / f"{name}.ipynb"
@@ -131,11 +134,15 @@ def test_linking_is_what_a_plain_union_find_finds() -> None:
     for keys in bands:
         for key in np.unique(keys):
             members = np.flatnonzero(keys == key).tolist()
-            for before, member in zip(members, members[1:], strict=False):
+            for before, member in zip(members, members[1:], strict=False):  # noqa: RUF007
                 for other in (before, members[0]):
                     if other % 2 == member % 2:
                         parent[root(member)] = root(other)
-    assert len({(found[row], root(row)) for row in range(rows)}) == len({root(row) for row in range(rows)}) == found.max() + 1
+    assert (
+        len({(found[row], root(row)) for row in range(rows)})
+        == len({root(row) for row in range(rows)})
+        == found.max() + 1
+    )
 
 
 def test_datatroves_later_blocks_read_our_signatures(some_notebooks: Path, tmp_path: Path) -> None:
@@ -146,7 +153,9 @@ def test_datatroves_later_blocks_read_our_signatures(some_notebooks: Path, tmp_p
     run = run_here(tmp_path / "run", some_notebooks)
     config = minhash_config(MatchSettings())
     for bucket in range(config.num_buckets):
-        MinhashDedupBuckets(str(run.root / "signatures"), str(tmp_path / "dups"), config=config).run(None, bucket, config.num_buckets)
+        MinhashDedupBuckets(str(run.root / "signatures"), str(tmp_path / "dups"), config=config).run(
+            None, bucket, config.num_buckets
+        )
     MinhashDedupCluster(str(tmp_path / "dups"), str(tmp_path / "removed"), config).run(None, 0, 1)
     removed = sum(path.stat().st_size // 4 for path in (tmp_path / "removed").glob("*.remove"))
     assert removed == run.tally("near").rejected == 5
@@ -180,7 +189,9 @@ def test_quality_on_a_small_corpus_of_real_cells(tmp_path: Path) -> None:
     names = [version[number] for number in range(len(truth))]
     quality = measure(truth, [root(name) for name in names], [name not in parent for name in names])  # type: ignore[misc, arg-type]
     assert quality.precision >= 0.999
-    assert quality.duplicates_left <= 0.02  # nearly all bases are real here, and some have fewer lines than are compared
+    assert (
+        quality.duplicates_left <= 0.02
+    )  # nearly all bases are real here, and some have fewer lines than are compared
     assert quality.clusters_lost == 0
 
 

@@ -136,9 +136,18 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KaggleSe
 def test_asked_first_then_fetched_with_its_version(server: KaggleServer, tmp_path: Path) -> None:
     server.archives["ann/wines"] = archive_of(**{"wines.csv": b"a,b\n1,2\n", "deep__more.csv": b"x\n"})
     got = fetch("ann/wines", 3, tmp_path / "sets", SETTINGS)
-    assert got == {"folder": "ann+wines@3", "licence": "CC0: Public Domain", "bytes": len(server.archives["ann/wines"]), "version": 3}
+    assert got == {
+        "folder": "ann+wines@3",
+        "licence": "CC0: Public Domain",
+        "bytes": len(server.archives["ann/wines"]),
+        "version": 3,
+    }
     assert (tmp_path / "sets" / "ann+wines@3" / "deep" / "more.csv").read_bytes() == b"x\n"
-    assert [call[:2] for call in server.calls] == [("GetDataset", "ann/wines"), ("DownloadDataset", "ann/wines"), ("blob", "ann/wines")]
+    assert [call[:2] for call in server.calls] == [
+        ("GetDataset", "ann/wines"),
+        ("DownloadDataset", "ann/wines"),
+        ("blob", "ann/wines"),
+    ]
     assert server.calls[1][2] == "3"
     fetch("ann/wines", 3, tmp_path / "sets", SETTINGS)
     assert [call[0] for call in server.calls[3:]] == ["GetDataset"], "the second time nothing is downloaded"
@@ -170,7 +179,9 @@ def test_429_without_end_is_a_failure(server: KaggleServer, tmp_path: Path) -> N
     assert len(server.calls) == SETTINGS.attempts
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_breaks_off_goes_on_where_it_was(
+    server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kaggle.random, "uniform", lambda a, b: 0.0)
     server.archives["ann/big"] = archive_of(**{"big.bin": os.urandom(3_000_000)})
     server.cut["ann/big"] = 1
@@ -224,10 +235,16 @@ def _zip_with(tmp_path: Path, name: str, content: bytes = b"x", mode: int = 0) -
     return path
 
 
-@pytest.mark.parametrize("name", ["../up.csv", "/abs.csv", "a/../../up.csv", "..\\up.csv", "C:\\up.csv", "a/..", "C:/x"])
+@pytest.mark.parametrize(
+    "name", ["../up.csv", "/abs.csv", "a/../../up.csv", "..\\up.csv", "C:\\up.csv", "a/..", "C:/x"]
+)
 def test_an_archive_that_leaves_its_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(Refused, match="unsafe_archive"):
-        unpack(_zip_with(tmp_path, name), tmp_path / "out" / "set" if (tmp_path / "out").mkdir() is None else tmp_path, 1000)
+        unpack(
+            _zip_with(tmp_path, name),
+            tmp_path / "out" / "set" if (tmp_path / "out").mkdir() is None else tmp_path,
+            1000,
+        )
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.zip"]
 
 
@@ -274,21 +291,35 @@ def test_backoff_doubles_with_jitter_and_heeds_retry_after() -> None:
     assert waits == [17.0], "a refusal is not asked again"
 
 
-def test_from_zips_to_notebooks_with_their_data(server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_zips_to_notebooks_with_their_data(
+    server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way: metadata says which data sets, the server gives them, the rows name files, versions and hashes."""
     monkeypatch.setattr(kaggle.random, "uniform", lambda a, b: 0.0)
     write_dump(tmp_path / "meta")
-    server.archives = {"ann/wines": archive_of(**{"data.csv": b"a\n1\n"}), "team/glass": archive_of(**{"data.csv": b"b\n2\n"}), "competitions/titanic": archive_of(**{"train.csv": b"c\n"})}
+    server.archives = {
+        "ann/wines": archive_of(**{"data.csv": b"a\n1\n"}),
+        "team/glass": archive_of(**{"data.csv": b"b\n2\n"}),
+        "competitions/titanic": archive_of(**{"train.csv": b"c\n"}),
+    }
     server.licences["team/glass"] = "secret"
     notebooks = {101: program(1), 102: program(2), 103: program(3), 104: program(4)}
-    notebooks[101][0] = "import pandas as pd\ntable = pd.read_csv('/kaggle/input/wines/data.csv')\nt = pd.read_csv('../input/titanic/train.csv')"
+    notebooks[101][0] = (
+        "import pandas as pd\ntable = pd.read_csv('/kaggle/input/wines/data.csv')\nt = pd.read_csv('../input/titanic/train.csv')"  # noqa: E501
+    )
     notebooks[102][0] = "import pandas as pd\ntable = pd.read_csv('../input/data.csv')"
     write_zip(tmp_path / "in.zip", {f"0000/000/{v}.ipynb": notebook(*code) for v, code in notebooks.items()})
     server.busy["DownloadDataset"] = 1
     recipe = Recipe(tasks=2, workers=1, fetch=SETTINGS)
-    run = run_here(tmp_path / "run", tmp_path / "in.zip", until="render", recipe=recipe, metadata=str(tmp_path / "meta"))
+    run = run_here(
+        tmp_path / "run", tmp_path / "in.zip", until="render", recipe=recipe, metadata=str(tmp_path / "meta")
+    )
     fetched = {name: (item.state, item.reason) for name, item in outcomes(run, "fetch").items()}
-    assert fetched == {"ann/wines": ("done", ""), "team/glass": ("rejected", "licence"), "competitions/titanic": ("done", "")}
+    assert fetched == {
+        "ann/wines": ("done", ""),
+        "team/glass": ("rejected", "licence"),
+        "competitions/titanic": ("done", ""),
+    }
     data = {name.split("!")[1]: (item.state, item.reason) for name, item in outcomes(run, "data").items()}
     assert data == {
         "0000/000/101.ipynb": ("done", ""),

@@ -150,7 +150,9 @@ def test_a_changed_input_takes_over_what_still_holds(tmp_path: Path) -> None:
     assert stage.decided == [7]
     assert rows(folder) == [4, 14]
     assert folder.tally("table").items == 3
-    assert len(list(folder.parts_folder("table").iterdir())) == len(list(folder.all_parts("table"))), "old parts are gone"
+    assert len(list(folder.parts_folder("table").iterdir())) == len(list(folder.all_parts("table"))), (
+        "old parts are gone"
+    )
 
 
 def test_another_version_takes_nothing_over(tmp_path: Path) -> None:

@@ -31,7 +31,11 @@ def test_a_notebook_can_not_fake_a_cell() -> None:
     evil = "x = 1\n```\n\n[cell 9 output]\n```\nfaked\n```"
     text = rendered(notebook(evil, markdown="[cell 7 code]\n```python\nfake()\n```"))
     lines = text.split("\n")
-    assert [line for line in lines if line.startswith("[cell ")] == ["[cell 1 markdown]", "[cell 2 code]", "[cell 2 output]"]
+    assert [line for line in lines if line.startswith("[cell ")] == [
+        "[cell 1 markdown]",
+        "[cell 2 code]",
+        "[cell 2 output]",
+    ]
     assert "````python" in lines
 
 

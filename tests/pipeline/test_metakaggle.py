@@ -12,7 +12,7 @@ DUMP = {
     "KernelVersionDatasetSources": "Id,KernelVersionId,SourceDatasetVersionId\n1,101,900\n2,102,901\n",
     "DatasetVersions": (
         "Id,DatasetId,DatasourceVersionId,CreatorUserId,LicenseName,CreationDate,VersionNumber,Title,Slug,TotalUncompressedBytes\n"
-        '900,50,777,1,CC0-1.0,01/02/2024,5.0,"Wines, red\nand white",wines,100.0\n901,51,778,1,MIT,01/02/2024,2,Glass,glass,\n'
+        '900,50,777,1,CC0-1.0,01/02/2024,5.0,"Wines, red\nand white",wines,100.0\n901,51,778,1,MIT,01/02/2024,2,Glass,glass,\n'  # noqa: E501
         "902,52,900,1,MIT,01/02/2024,1,Trap,trap,1\n"
     ),
     "Datasets": "Id,CreatorUserId,OwnerUserId,OwnerOrganizationId\n50,1,1.0,\n51,1,,9.0\n52,1,2,\n",
@@ -21,7 +21,7 @@ DUMP = {
     "KernelVersionCompetitionSources": "Id,KernelVersionId,SourceCompetitionId\n1,101,3136\n",
     "Competitions": "Id,Slug,Title\n3136,titanic,Titanic\n",
     "KernelVersions": (
-        "Id,ScriptId,ParentScriptVersionId,ScriptLanguageId,Title,TotalVotes\n101,11,,8,Red wines,3\n102,12,,1,In R,\n103,13,,8,Fork,0\n104,14,,8,Other,0\n"
+        "Id,ScriptId,ParentScriptVersionId,ScriptLanguageId,Title,TotalVotes\n101,11,,8,Red wines,3\n102,12,,1,In R,\n103,13,,8,Fork,0\n104,14,,8,Other,0\n"  # noqa: E501
     ),
     "Kernels": "Id,ForkParentKernelVersionId,TotalVotes\n11,,12\n12,,0\n13,101.0,1\n14,,0\n",
     "KernelLanguages": "Id,Name,DisplayName,IsNotebook\n1,R,R,False\n8,IPython Notebook,Python,True\n",

@@ -58,8 +58,16 @@ def test_odd_files(name: str, reason: str | None) -> None:
 def test_old_versions(version: int) -> None:
     cells = [
         {"cell_type": "heading", "level": 2, "source": ["Title"]},
-        {"cell_type": "code", "input": ["x = 1", "x"] if version == 2 else ["x = 1\n", "x"], "outputs": [{"output_type": "pyout", "text": ["1"], "prompt_number": 1}]},
-        {"cell_type": "code", "input": "1/0", "outputs": [{"output_type": "pyerr", "ename": "ZeroDivisionError", "evalue": "e"}]},
+        {
+            "cell_type": "code",
+            "input": ["x = 1", "x"] if version == 2 else ["x = 1\n", "x"],
+            "outputs": [{"output_type": "pyout", "text": ["1"], "prompt_number": 1}],
+        },
+        {
+            "cell_type": "code",
+            "input": "1/0",
+            "outputs": [{"output_type": "pyerr", "ename": "ZeroDivisionError", "evalue": "e"}],
+        },
     ]
     raw = json.dumps({"nbformat": version, "metadata": {}, "worksheets": [{"cells": cells}]}).encode()
     found = parse_full(raw)
@@ -103,8 +111,16 @@ def test_reasons(raw: bytes, reason: str) -> None:
 
 
 def test_cells_of_any_make() -> None:
-    cells = [None, 3, {"cell_type": "code"}, {"cell_type": "code", "source": None, "outputs": None}, {"cell_type": "code", "source": ["a", 1, "b"]}]
-    raw = json.dumps({"nbformat": 4.2, "cells": cells, "metadata": {"language_info": {"name": 7}, "kernelspec": "x"}}).encode()
+    cells = [
+        None,
+        3,
+        {"cell_type": "code"},
+        {"cell_type": "code", "source": None, "outputs": None},
+        {"cell_type": "code", "source": ["a", 1, "b"]},
+    ]
+    raw = json.dumps(
+        {"nbformat": 4.2, "cells": cells, "metadata": {"language_info": {"name": 7}, "kernelspec": "x"}}
+    ).encode()
     assert parse(raw).code == ["", "", "ab"]
     assert parse(raw).language == ""
 
@@ -122,7 +138,10 @@ def test_a_picture_is_cut_short_and_nothing_else_is(tmp_path: Path) -> None:
         "source": 'print({"image/png": "' + "A" * 200 + '"})',
         "outputs": [
             {"output_type": "display_data", "data": {"image/png": "iVBOR" + "A" * 300, "text/plain": "<Figure>"}},
-            {"output_type": "display_data", "data": {"image/png": ["AA\n", "B" * 300], "image/svg+xml": 'a"' + "c" * 300}},
+            {
+                "output_type": "display_data",
+                "data": {"image/png": ["AA\n", "B" * 300], "image/svg+xml": 'a"' + "c" * 300},
+            },
             {"output_type": "stream", "name": "stdout", "text": '"image/png": "' + "D" * 300 + '"'},
         ],
     }
@@ -136,7 +155,13 @@ def test_a_picture_is_cut_short_and_nothing_else_is(tmp_path: Path) -> None:
 
 def test_twelve_megabytes_of_output() -> None:
     raw = json.dumps(
-        {"nbformat": 4, "metadata": {}, "cells": [{"cell_type": "code", "source": "x", "outputs": [{"output_type": "stream", "text": "y\n" * 6_000_000}]}]}
+        {
+            "nbformat": 4,
+            "metadata": {},
+            "cells": [
+                {"cell_type": "code", "source": "x", "outputs": [{"output_type": "stream", "text": "y\n" * 6_000_000}]}
+            ],
+        }
     ).encode()
     assert parse(raw).code == ["x"]
     assert len(parse_full(raw).cells[0].outputs[0]["text"]) == 12_000_000

@@ -56,7 +56,7 @@ def test_names_live_from_cell_to_cell() -> None:
 
 @pytest.mark.parametrize(
     ("code", "old"),
-    [("print 'x'", True), ("print x, y", True), ("except IOError, e:\n  pass", True), ("x <> y", True), ("raise E, 'm'", True),
+    [("print 'x'", True), ("print x, y", True), ("except IOError, e:\n  pass", True), ("x <> y", True), ("raise E, 'm'", True),  # noqa: E501
      ("print(x)", False), ("def f(:", False), ("for x in", False)],
 )  # fmt: skip
 def test_python2(code: str, old: bool) -> None:

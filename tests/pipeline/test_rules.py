@@ -48,8 +48,8 @@ READS = program(1)
         (notebook(*READS, "model = transformers.AutoModelForCausalLM.from_pretrained(x)"), "trains_language_models"),
         (notebook("print 'a'", "print 'b'", "print 'c'", "pd.read_csv('a.csv')" + "\n#" * 100), "python2"),
         (notebook("x y z", "a b c", "d e (", "pd.read_csv('a.csv')" + "\n#" * 100), "not_python"),
-        (notebook(*READS, markdown="Este cuaderno analiza los datos de la encuesta y muestra que el ingreso de las familias es más alto en el norte del país, pero no en las ciudades que se han estudiado con esta muestra de la población."), "not_english"),
-        (notebook(*READS, markdown="このノートブックでは、タイタニック号の乗客データを分析し、生存率と年齢や性別の関係を調べます。"), "not_english"),
+        (notebook(*READS, markdown="Este cuaderno analiza los datos de la encuesta y muestra que el ingreso de las familias es más alto en el norte del país, pero no en las ciudades que se han estudiado con esta muestra de la población."), "not_english"),  # noqa: E501
+        (notebook(*READS, markdown="このノートブックでは、タイタニック号の乗客データを分析し、生存率と年齢や性別の関係を調べます。"), "not_english"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_rules(raw: bytes, expected: str) -> None:
@@ -66,10 +66,10 @@ def test_a_list_of_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("The quick look at this data shows that the price of a house is a matter of its place, and not of its size or age, as we will see in the plots.", None),
+        ("The quick look at this data shows that the price of a house is a matter of its place, and not of its size or age, as we will see in the plots.", None),  # noqa: E501
         ("Short.", None),
-        ("Wir laden die Daten und sehen, dass der Preis der Häuser nicht von der Größe abhängt, sondern von der Lage, wie auch die Karten zeigen werden, die wir für das Land erstellt haben.", "german"),
-        ("В этом ноутбуке мы анализируем данные о пассажирах Титаника и строим модель выживания.", "a script that is not Latin"),
+        ("Wir laden die Daten und sehen, dass der Preis der Häuser nicht von der Größe abhängt, sondern von der Lage, wie auch die Karten zeigen werden, die wir für das Land erstellt haben.", "german"),  # noqa: E501
+        ("В этом ноутбуке мы анализируем данные о пассажирах Титаника и строим модель выживания.", "a script that is not Latin"),  # noqa: E501
         ("α β γ" * 3, None),
     ],
 )  # fmt: skip
@@ -78,7 +78,7 @@ def test_language(text: str, found: str | None) -> None:
 
 
 def test_sixty_notebooks_labelled_by_hand() -> None:
-    """The labels say whether a notebook is worth asking about: Python 3, English, shows results, reads data, analyses."""
+    """The labels say whether a notebook is worth asking about: Python 3, English, shows results, reads data, analyses."""  # noqa: E501
     folder = shared("notebooks")
     labels = [json.loads(line) for line in LABELS.read_text().splitlines()]
     assert len(labels) == 60

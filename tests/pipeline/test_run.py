@@ -100,13 +100,19 @@ def test_an_added_zip_leaves_the_other_units_alone(tmp_path: Path, monkeypatch: 
     write_zip(folder / "b.zip", {f"0001/000/{n}.ipynb": notebook(*program(n)) for n in range(4, 9)})
     done: list[str] = []
     decide = stages.Stage._outcome
-    monkeypatch.setattr(stages.Stage, "_outcome", lambda self, item, known: (done.append(f"{self.name} {item.id}"), decide(self, item, known))[1])
+    monkeypatch.setattr(
+        stages.Stage,
+        "_outcome",
+        lambda self, item, known: (done.append(f"{self.name} {item.id}"), decide(self, item, known))[1],
+    )
     run = run_here(tmp_path / "run", folder, until="rules", repartition=True)
     assert [name for name in done if name.startswith(("read", "rules")) and "a.zip" in name] == []
     assert len(ids(run, "near")) == 9
 
 
-def test_a_stage_that_mostly_fails_stops_the_run(some_notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_mostly_fails_stops_the_run(
+    some_notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.stages import rules
 
     def broken(code: object) -> None:
@@ -141,7 +147,10 @@ def test_a_full_disk_stops_and_the_rest_is_done_later(some_notebooks: Path, tmp_
 def test_a_really_full_disk(some_notebooks: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", disk], capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", disk], capture_output=True).returncode
+    ):
         pytest.skip("needs the right to mount a small disk")
     try:
         with pytest.raises(OSError, match="No space left"):

@@ -28,7 +28,11 @@ def read_all(inputs: Path | str, tmp_path: Path, max_bytes: int = 10_000_000) ->
 
 
 def test_kaggle_layout(tmp_path: Path) -> None:
-    members = {f"{top:04d}/{mid:03d}/{top * 1_000_000 + mid * 1000 + 7}.ipynb": notebook(f"x = {top}") for top in (0, 14, 132) for mid in (0, 87)}
+    members = {
+        f"{top:04d}/{mid:03d}/{top * 1_000_000 + mid * 1000 + 7}.ipynb": notebook(f"x = {top}")
+        for top in (0, 14, 132)
+        for mid in (0, 87)
+    }
     write_zip(tmp_path / "in.zip", {**members, "0000/000/9.py": b"x = 1", "0000/000/10.Rmd": b"text"})
     units = find_units(str(tmp_path / "in.zip"))
     assert [(unit.name, unit.members, unit.items) for unit in units] == [
@@ -132,7 +136,9 @@ def test_parquet_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         def _strip_protocol(cls, path: str) -> str:
             return super()._strip_protocol(str(path).removeprefix("hf://").replace("datasets/me/set", str(folder)))
 
-    monkeypatch.setitem(fsspec.registry.target, "hf", Hub) if hasattr(fsspec.registry, "target") else fsspec.register_implementation("hf", Hub, clobber=True)
+    monkeypatch.setitem(fsspec.registry.target, "hf", Hub) if hasattr(
+        fsspec.registry, "target"
+    ) else fsspec.register_implementation("hf", Hub, clobber=True)
     units = find_units("hf://datasets/me/set")
     assert [unit.kind for unit in units] == ["parquet"]
     assert len(read_all("hf://datasets/me/set", tmp_path)) == 3
@@ -153,7 +159,9 @@ def test_no_input(tmp_path: Path, make: str) -> None:
         folder.mkdir()
     if make == "bad_zip":
         (folder / "a.zip").write_bytes(b"PK but no zip")
-    with pytest.raises(SourceError, match={"missing": "does not exist", "empty": "no notebooks", "bad_zip": "a.zip"}[make]):
+    with pytest.raises(
+        SourceError, match={"missing": "does not exist", "empty": "no notebooks", "bad_zip": "a.zip"}[make]
+    ):
         find_units(str(folder))
 
 
