@@ -2,8 +2,9 @@
 
 Bases: each distinct real notebook with code, and recombinations of real cells: every recombination opens with the
 imports of one notebook (negatives share boilerplate), and half of them with the loading and cleaning cells of one
-competition, up to 40% of their lines (negatives from one competition). Copies of a base: exact, outputs,
-small, rename, append, delete, markdown, format, combo; three in ten are copies of a copy (chained forks). Cluster sizes are heavy-tailed.
+competition, up to 40% of their lines (negatives from one competition). Copies
+of a base: exact, outputs, small, rename, append, delete, markdown, format, combo; three in ten are copies of a copy
+(chained forks). Cluster sizes are heavy-tailed.
 """
 
 from __future__ import annotations

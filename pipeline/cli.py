@@ -19,9 +19,9 @@ from pipeline.ledger import LedgerError
 from pipeline.metakaggle import MetadataError
 from pipeline.progress import watched
 from pipeline.recipe import Recipe, RecipeError, load_recipe
-from pipeline.run import Options, RunError, execute, jobs, prepare
+from pipeline.run import Options, RunError, chosen_units, execute, jobs, prepare
 from pipeline.run_folder import RunFolder
-from pipeline.sources import SourceError, find_units
+from pipeline.sources import SourceError
 
 app = typer.Typer(
     help="From a heap of notebooks to those worth asking about, with their data sets.",
@@ -82,8 +82,8 @@ def _with(recipe: Recipe, **changes: int | None) -> Recipe:
 
 
 def _print_plan(folder: RunFolder, options: Options, recipe: Recipe, until: str, as_json: bool) -> None:
-    units = find_units(options.inputs)
-    known = sum(unit.items for unit in units if unit.items >= 0)
+    units = chosen_units(options)
+    known = sum(min(unit.items, unit.limit) if unit.limit >= 0 else unit.items for unit in units if unit.items >= 0)
     unknown = sum(unit.items < 0 for unit in units)
     names = ["read", "exact-match", "exact", "near-match", "near", "rules"]
     if recipe.fetch.online and not options.data:
@@ -187,4 +187,7 @@ def main() -> None:
         sys.exit(1)
     except NotFoundError as error:
         typer.echo(f"error: {error.args[0]}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        typer.echo(f"error: {error}; what is finished is kept, run again to go on", err=True)
         sys.exit(1)

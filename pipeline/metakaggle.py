@@ -33,7 +33,7 @@ def prepare(folder: Path, out: Path) -> None:
     Raises:
         MetadataError: a file or a column is missing.
     """
-    mark = _digest_of(folder)
+    mark = digest_of(folder)
     stamp = out / "metadata.digest"
     if stamp.exists() and stamp.read_text() == mark:
         return
@@ -221,6 +221,7 @@ def _write(table: pa.Table, path: Path) -> None:
     write_aside(path, memoryview(sink.getvalue()))  # type: ignore[arg-type]
 
 
-def _digest_of(folder: Path) -> str:
+def digest_of(folder: Path) -> str:
+    """Changes when one of the CSV files does."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.csv"))]
     return xxhash.xxh3_128_hexdigest(repr(files).encode())

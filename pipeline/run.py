@@ -53,7 +53,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a resumed run must agree with."""
 
     inputs: str
-    """Digest of the units: names, sizes, times or checksums of all files."""
+    """Digest of the units and the metadata: names, sizes, times or checksums of all files."""
     world_size: int
     configuration: str
     """Digest of the recipe, less where and with how many workers it runs."""
@@ -82,9 +82,10 @@ def prepare(folder: RunFolder, options: Options, recipe: Recipe, *, repartition:
         RunError: the run was started with something else; `repartition` accepts that.
         SourceError, MetadataError: the input or the metadata can't be read.
     """
-    units = _limited(find_units(options.inputs), options.limit)
+    units = chosen_units(options)
+    tables = metakaggle.digest_of(Path(options.metadata)) if options.metadata else ""
     manifest = Manifest(
-        inputs=xxhash.xxh3_128_hexdigest(msgspec.json.encode(units)),
+        inputs=xxhash.xxh3_128_hexdigest(msgspec.json.encode([units, tables])),
         world_size=recipe.tasks,
         configuration=_configuration(recipe),
         versions={stage.name: stage.version for stage in (Read, Exact, Near, Rules, Fetch, Data, Render)},
@@ -102,10 +103,16 @@ def prepare(folder: RunFolder, options: Options, recipe: Recipe, *, repartition:
     return manifest
 
 
-def _limited(units: list[Unit], limit: int) -> list[Unit]:
+def chosen_units(options: Options) -> list[Unit]:
+    """The units of the input, no more than the limit asks for.
+
+    Raises:
+        SourceError: the input can't be read.
+    """
+    units, limit = find_units(options.inputs), options.limit
     if limit < 0:
         return units
-    chosen = []
+    chosen: list[Unit] = []
     for unit in units:
         if limit <= 0:
             break

@@ -233,7 +233,7 @@ def _inflate(file: Any, info: ZipInfo, max_bytes: int) -> bytes:
         stream = isal_zlib.decompressobj(wbits=-15)
         try:
             content = stream.decompress(packed, max_bytes + 1)
-        except igzip_lib.IsalError as error:
+        except igzip_lib.IsalError as error:  # type: ignore[misc]  # the stub annotates where it should define
             raise NotebookError("bad_zip_member", str(error)) from None
         if len(content) > max_bytes:  # more than the directory said: a bomb
             raise NotebookError("too_large", f"inflates to more than the {max_bytes:,} bytes allowed")

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import xxhash
 
 from pipeline.catalog import Catalog, Ref
 from pipeline.metakaggle import KernelTable
@@ -57,7 +58,8 @@ class Data(Stage):
     def config(self) -> Any:
         """The metadata and the data sets that are here."""
         names = sorted(name for names in self.catalog.names().values() for name in names)
-        return {"metadata": self.kernels.digest if self.kernels else None, "datasets": names}
+        here = xxhash.xxh3_128_hexdigest("\n".join(names).encode())
+        return {"metadata": self.kernels.digest if self.kernels else None, "datasets": here}
 
     def units(self) -> list[Unit]:
         """As they were read."""

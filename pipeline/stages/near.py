@@ -17,6 +17,7 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from pipeline import best, decisions
+from pipeline.ledger import LedgerError
 from pipeline.matching import LineSets, MatchSettings, Weights, link, similarities
 from pipeline.parts import write_aside
 from pipeline.run_folder import RunFolder
@@ -49,7 +50,7 @@ class NearMatch(PipelineStep):  # type: ignore[misc]
         sets = load_lines(signatures, len(units))
         weights = Weights(sets)
         with self.track_time("all"):
-            clusters = find_clusters(sets, weights, self.settings, bands(signatures, first_rows, self.settings))
+            clusters = find_clusters(sets, weights, self.settings, bands(signatures, first_rows, sets, self.settings))
         kept, similar = keep_best(clusters, best.order_of_merit(table), sets, weights, self.settings)
         going = int((kept != np.arange(len(kept))).sum())
         ids = columns_of(folder, "exact", units, ["id"])[0]["id"]
@@ -59,13 +60,27 @@ class NearMatch(PipelineStep):  # type: ignore[misc]
         self.stat_update("duplicates", value=going)
 
 
-def bands(signatures: Path, first_rows: np.ndarray, settings: MatchSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each bucket the rows' numbers and keys, from datatrove's signature files."""
+def bands(
+    signatures: Path, first_rows: np.ndarray, sets: LineSets, settings: MatchSettings
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each bucket the rows' numbers and keys, from datatrove's signature files.
+
+    Raises:
+        LedgerError: a file has not a record for each row with lines.
+    """
     kind = record_type(minhash_config(settings))
+    signed = np.add.reduceat(np.r_[np.diff(sets.starts) > 0, False], first_rows[:-1], dtype=np.int64)
+    signed[np.diff(first_rows) == 0] = 0
     for bucket in range(settings.buckets):
         numbers, keys = [], []
         for unit, first in enumerate(first_rows[:-1]):
-            records = np.fromfile(signatures / f"bucket_{bucket:03d}" / f"{unit:05d}.minhash.sig", dtype=kind)
+            path = signatures / f"bucket_{bucket:03d}" / f"{unit:05d}.minhash.sig"
+            records = np.fromfile(path, dtype=kind)
+            if len(records) != signed[unit]:
+                raise LedgerError(
+                    f"{path} holds {len(records):,} signatures where {signed[unit]:,} rows have lines; "
+                    f"remove {signatures / f'{unit:05d}.mark'} and run again"
+                )
             numbers.append(records["document"].astype(np.int64) + first)
             keys.append(_mixed(records, settings.hashes_per_bucket))
         yield np.concatenate(numbers), np.concatenate(keys)

@@ -63,7 +63,11 @@ def one_machine_cluster(root: Path) -> Iterator[None]:
     os.environ["SLURM_CONF"] = str(conf)
     daemons: list[subprocess.Popen[bytes]] = []
     try:
-        for command in (["munged", *munge], ["slurmctld", "-D", "-f", str(conf)], ["slurmd", "-D", "-f", str(conf), "-N", host]):
+        for command in (
+            ["munged", *munge],
+            ["slurmctld", "-D", "-f", str(conf)],
+            ["slurmd", "-D", "-f", str(conf), "-N", host],
+        ):
             log = (root / f"{command[0]}.out").open("wb")
             daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
             log.close()

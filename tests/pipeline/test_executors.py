@@ -22,7 +22,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def contents(folder: RunFolder, until: str) -> dict[str, bytes]:
     """All ledgers of a run."""
     return {
-        f"{stage}/{path.name}": path.read_bytes() for stage in ("read", "exact", "near", until) for path in folder.ledgers(stage)
+        f"{stage}/{path.name}": path.read_bytes()
+        for stage in ("read", "exact", "near", until)
+        for path in folder.ledgers(stage)
     }
 
 
@@ -39,12 +41,15 @@ def test_local_with_a_pool(some_notebooks: Path, tmp_path: Path) -> None:
 def test_ray(some_notebooks: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
     expected = run_here(tmp_path / "here", some_notebooks, until="rules")
-    arguments = ["run", "--input", some_notebooks, "--until", "rules", "-o", tmp_path / "run", "--recipe", "kaggle-ray"]
-    own = tmp_path / "ray.toml"
-    own.write_text('where = "ray"\ntasks = 2\nworkers = 2\n')
-    arguments[-1] = own
+    recipe = tmp_path / "ray.toml"
+    recipe.write_text('where = "ray"\ntasks = 2\nworkers = 2\n')
+    arguments = ["run", "--input", some_notebooks, "--until", "rules", "-o", tmp_path / "run", "--recipe", recipe]
     ran = subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)], cwd=CHECKOUT, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stderr + (tmp_path / "run" / "logs" / "console.log").read_text()[-3000:]
     assert contents(RunFolder(tmp_path / "run"), "rules") == contents(expected, "rules")
@@ -55,7 +60,10 @@ def test_slurm_scripts(some_notebooks: Path, tmp_path: Path, monkeypatch: pytest
     calls = tmp_path / "calls"
     fake = tmp_path / "bin" / "sbatch"
     fake.parent.mkdir()
-    fake.write_text(f'#!/bin/bash\necho "$*" >> {calls}\ncat "${{@: -1}}" >> {calls}\necho "Submitted batch job $(wc -l < {calls})"\n')
+    fake.write_text(
+        f'#!/bin/bash\necho "$*" >> {calls}\ncat "${{@: -1}}" >> {calls}\n'
+        f'echo "Submitted batch job $(wc -l < {calls})"\n'
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     run, options = RunFolder(tmp_path / "run"), Options(inputs=str(some_notebooks))
@@ -63,7 +71,13 @@ def test_slurm_scripts(some_notebooks: Path, tmp_path: Path, monkeypatch: pytest
     prepare(run, options, recipe)
     execute(run, jobs(run, Options(inputs=str(some_notebooks), data="x"), recipe, "near"), recipe)
     text = calls.read_text()
-    assert re.findall(r"#SBATCH --array=(\S+)", text)[::2] == ["0-190%128", "0-0%128", "0-190%128", "0-0%128", "0-190%128"]
+    assert re.findall(r"#SBATCH --array=(\S+)", text)[::2] == [
+        "0-190%128",
+        "0-0%128",
+        "0-190%128",
+        "0-0%128",
+        "0-190%128",
+    ]
     assert len(re.findall(r"--dependency=afterok:\d+ ", text)) >= 4
     assert f"export PYTHONPATH={CHECKOUT}" in text
     assert "launch_pickled_pipeline" in text

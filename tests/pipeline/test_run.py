@@ -17,6 +17,7 @@ import pytest
 from runs import ids, notebook, outcomes, program, run_here, write_zip
 
 from pipeline import stage as stages
+from pipeline.cli import main
 from pipeline.recipe import Recipe, RecipeError, load_recipe
 from pipeline.run import RunError
 from pipeline.run_folder import RunFolder
@@ -248,11 +249,17 @@ def test_the_program_killed_at_thirty_random_moments(zips: Path, tmp_path: Path)
     kill_and_resume(zips, tmp_path, kills=30, seed=2, start=start)
 
 
-def test_the_command_line(some_notebooks: Path, tmp_path: Path) -> None:
+def test_the_command_line(
+    some_notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
 
     def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command(*arguments), cwd=CHECKOUT, capture_output=True, text=True)
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess("", int(left.value.code or 0), printed.out, printed.err)
 
     plan = call("run", "--input", some_notebooks, "-o", out, "--dry-run", "--json")
     assert json.loads(plan.stdout)["notebooks"] == 40
