@@ -1,6 +1,11 @@
 """`python -m pipeline`."""
 
-from pipeline.cli import main
+import sys
+
+try:
+    from pipeline.cli import main
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed; `pip install -e '.[pipeline]'` in the checkout brings what is needed")
 
 if __name__ == "__main__":
     main()
