@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import ids, run_here
+from runs import ids, run_here, write_zip
 
 from pipeline.recipe import Recipe, Slurm, load_recipe
 from pipeline.run import Options, check, execute, jobs, make_executor, prepare
@@ -28,22 +28,33 @@ def contents(folder: RunFolder, until: str) -> dict[str, bytes]:
     }
 
 
-def test_local_with_a_pool(some_notebooks: Path, tmp_path: Path) -> None:
-    expected = run_here(tmp_path / "here", some_notebooks, until="rules")
+@pytest.fixture
+def zips(some_notebooks: Path, tmp_path: Path) -> Path:
+    """Three units, so that the tasks have something to share."""
+    folder = tmp_path / "zips"
+    folder.mkdir()
+    files = sorted(some_notebooks.iterdir())
+    for n in range(3):
+        write_zip(folder / f"{n}.zip", {f"{n:04d}/000/{path.name}": path.read_bytes() for path in files[n::3]})
+    return folder
+
+
+def test_local_with_a_pool(zips: Path, tmp_path: Path) -> None:
+    expected = run_here(tmp_path / "here", zips, until="rules")
     run = RunFolder(tmp_path / "run")
-    options, recipe = Options(inputs=str(some_notebooks)), Recipe(tasks=2, workers=2)
+    options, recipe = Options(inputs=str(zips)), Recipe(tasks=2, workers=2)
     prepare(run, options, recipe)
     execute(run, jobs(run, options, recipe, "rules"), recipe)
     assert contents(run, "rules") == contents(expected, "rules")
 
 
 @pytest.mark.soak
-def test_ray(some_notebooks: Path, tmp_path: Path) -> None:
+def test_ray(zips: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    expected = run_here(tmp_path / "here", some_notebooks, until="rules")
+    expected = run_here(tmp_path / "here", zips, until="rules")
     recipe = tmp_path / "ray.toml"
     recipe.write_text('where = "ray"\ntasks = 2\nworkers = 2\n')
-    arguments = ["run", "--input", some_notebooks, "--until", "rules", "-o", tmp_path / "run", "--recipe", recipe]
+    arguments = ["run", "--input", zips, "--until", "rules", "-o", tmp_path / "run", "--recipe", recipe]
     ran = subprocess.run(
         [sys.executable, "-m", "pipeline", *map(str, arguments)],
         cwd=CHECKOUT,
@@ -55,7 +66,7 @@ def test_ray(some_notebooks: Path, tmp_path: Path) -> None:
     assert contents(RunFolder(tmp_path / "run"), "rules") == contents(expected, "rules")
 
 
-def test_slurm_scripts(some_notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_scripts(zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be handed to `sbatch`: one array a job, each after the one before."""
     calls = tmp_path / "calls"
     fake = tmp_path / "bin" / "sbatch"
@@ -66,10 +77,10 @@ def test_slurm_scripts(some_notebooks: Path, tmp_path: Path, monkeypatch: pytest
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    run, options = RunFolder(tmp_path / "run"), Options(inputs=str(some_notebooks))
+    run, options = RunFolder(tmp_path / "run"), Options(inputs=str(zips))
     recipe = load_recipe("kaggle-slurm")
     prepare(run, options, recipe)
-    execute(run, jobs(run, Options(inputs=str(some_notebooks), data="x"), recipe, "near"), recipe)
+    execute(run, jobs(run, Options(inputs=str(zips), data="x"), recipe, "near"), recipe)
     text = calls.read_text()
     assert re.findall(r"#SBATCH --array=(\S+)", text)[::2] == [
         "0-190%128",
@@ -96,9 +107,9 @@ def slurm(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_slurm(slurm: None, some_notebooks: Path, tmp_path: Path) -> None:
-    expected = run_here(tmp_path / "here", some_notebooks, until="rules")
-    run, options = RunFolder(tmp_path / "run"), Options(inputs=str(some_notebooks))
+def test_slurm(slurm: None, zips: Path, tmp_path: Path) -> None:
+    expected = run_here(tmp_path / "here", zips, until="rules")
+    run, options = RunFolder(tmp_path / "run"), Options(inputs=str(zips))
     recipe = Recipe(where="slurm", tasks=2, workers=2, slurm=Slurm(partition="all", time="00:10:00", mem_per_cpu_gb=1))
     prepare(run, options, recipe)
     plan = jobs(run, options, recipe, "rules")
@@ -114,8 +125,8 @@ def test_slurm(slurm: None, some_notebooks: Path, tmp_path: Path) -> None:
     assert ids(run, "near") == ids(expected, "near")
 
 
-def test_executors_leave_completion_to_the_ledger(some_notebooks: Path, tmp_path: Path) -> None:
-    run, options = RunFolder(tmp_path / "run"), Options(inputs=str(some_notebooks))
+def test_executors_leave_completion_to_the_ledger(zips: Path, tmp_path: Path) -> None:
+    run, options = RunFolder(tmp_path / "run"), Options(inputs=str(zips))
     for where in ("local", "ray", "slurm"):
         recipe = Recipe(where=where)
         prepare(run, options, recipe, repartition=True)

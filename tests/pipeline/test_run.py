@@ -280,6 +280,7 @@ def test_the_command_line(
     stages = {row["stage"]: row for row in json.loads(call("status", "-o", out, "--json").stdout)}
     assert json.loads(ran.stdout) == list(stages.values())
     assert (stages["near"]["done"], stages["near"]["rejected"]) == (20, 5)
+    assert [row["adds_up"] for row in stages.values()] == [None, True, True]
     assert "near_duplicate 5" in " ".join(call("status", "-o", out).stdout.split())
     told = json.loads(call("explain", "own00.ipynb", "renamed00.ipynb", "-o", out, "--json").stdout)
     assert told["verdict"].startswith("near duplicates")
