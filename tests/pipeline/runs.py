@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("datatrove", reason="needs the extra `pipeline`")
-
 from pipeline import ledger
 from pipeline.ledger import Outcome
 from pipeline.parts import read_rows

@@ -254,8 +254,9 @@ def test_the_program_killed_at_thirty_random_moments(zips: Path, tmp_path: Path)
 
     def start(out: Path) -> int:
         arguments = command("run", "--input", zips, "--until", "rules", "-o", out, "--tasks", "2")
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(arguments, cwd=CHECKOUT, start_new_session=True, **quiet).pid
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+        quiet = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+        return os.posix_spawn(sys.executable, arguments, environment, setpgroup=0, file_actions=quiet)
 
     kill_and_resume(zips, tmp_path, kills=30, seed=2, start=start)
 
