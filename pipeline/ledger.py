@@ -57,7 +57,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     unit: str
     version: int
     config: str
+    """Digest of the settings, those of the stages before included."""
     basis: str
+    """Digest of the input."""
 
     @property
     def generation(self) -> str:

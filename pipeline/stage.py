@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import xxhash
 from datatrove.pipeline.base import PipelineStep
 
 from pipeline import ledger
@@ -106,7 +107,11 @@ class Stage(PipelineStep):  # type: ignore[misc]
 
     def header(self, unit: Unit) -> Header:
         """What the unit's outcomes rest on now."""
-        config = msgspec.json.encode(self.config(), order="deterministic").decode()
+        lines, _ = ledger.read_lines(self.run_folder.ledger(self.upstream, unit.name)) if self.upstream else ([], 0)
+        before = lines[0].header if lines else None
+        # What the stages before depend on is in their rows, and so in ours: settings are chained.
+        settings = [self.config(), (before.version, before.config) if before else None]
+        config = xxhash.xxh3_128_hexdigest(msgspec.json.encode(settings, order="deterministic"))
         return Header(stage=self.name, unit=unit.name, version=self.version, config=config, basis=self.basis(unit))
 
     def run_unit(self, unit: Unit) -> None:

@@ -56,9 +56,10 @@ class Data(Stage):
         self.kernels = kernels
 
     def config(self) -> Any:
-        """The metadata and the data sets that are here."""
+        """The metadata and the data sets that are here, with the times of their folders."""
         names = sorted(name for names in self.catalog.names().values() for name in names)
-        here = xxhash.xxh3_128_hexdigest("\n".join(names).encode())
+        times = [(self.catalog.folder / name).stat().st_mtime_ns for name in names]
+        here = xxhash.xxh3_128_hexdigest(msgspec.json.encode([names, times]))
         return {"metadata": self.kernels.digest if self.kernels else None, "datasets": here}
 
     def units(self) -> list[Unit]:

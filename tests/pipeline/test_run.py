@@ -313,3 +313,29 @@ def test_recipes(tmp_path: Path) -> None:
         load_recipe(str(path))
     with pytest.raises(RecipeError, match="laptop"):
         load_recipe("desktop")
+
+
+def test_data_that_comes_later_is_seen(tmp_path: Path) -> None:
+    folder, data = tmp_path / "in", tmp_path / "data"
+    for path in (folder, data / "me+repo"):
+        path.mkdir(parents=True)
+    (folder / "a.ipynb").write_bytes(notebook(*program(1)))
+    (folder / "manifest.jsonl").write_text('{"file": "a.ipynb", "repo": "me/repo", "path": "nb/a.ipynb"}\n')
+    run = run_here(tmp_path / "run", folder, until="render", data=str(data))
+    assert outcomes(run, "data")["a.ipynb"].reason == "file_not_found"
+    (data / "me+repo" / "data.csv").write_text("a\n1\n")
+    assert ids(run_here(tmp_path / "run", folder, until="render", data=str(data)), "render") == ["a.ipynb"]
+
+
+def test_other_settings_of_an_early_stage_undo_the_later_ones(
+    some_notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.stages.read import Read
+
+    run = run_here(tmp_path / "run", some_notebooks, until="rules")
+    before = content(run, "rules")
+    monkeypatch.setattr(Read, "version", Read.version + 1)
+    run_here(tmp_path / "run", some_notebooks, until="rules", repartition=True)
+    after = content(run, "rules")
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in after)
