@@ -28,8 +28,11 @@ from pipeline.run_folder import RunFolder, Unit
 TEXT_COLUMNS = ("notebook", "text", "content")
 """Where a row of JSON lines or Parquet holds its notebook, as a string or an object; the first that is there."""
 
-_FILES_A_UNIT = 256
+_FILES_A_UNIT = 64
+_MOST_FILE_UNITS = 64
+"""Each unit of loose files lists the whole folder, so there are never many; Kaggle's millions come in zips."""
 _MEMBERS_A_UNIT = 4096
+_MANIFEST = "manifest.jsonl"
 _KAGGLE_MEMBER = re.compile(r"(?:^|/)(\d{4})/(\d{3})/(\d+)\.(?:ipynb|json)$")
 
 
@@ -125,8 +128,10 @@ def _hidden(path: Path) -> bool:
 
 
 def _loose_units(root: Path, files: list[Path]) -> list[Unit]:
-    count = _shares(len(files), _FILES_A_UNIT)
+    count = min(_shares(len(files), _FILES_A_UNIT), _MOST_FILE_UNITS)
     shares: dict[int, list[str]] = {}
+    described = root / _MANIFEST
+    manifest = f"{described.stat().st_size} {described.stat().st_mtime_ns}" if described.is_file() else ""
     for path in files:
         name, state = path.relative_to(root).as_posix(), path.stat()
         index = zlib.crc32(name.encode()) % count
@@ -138,7 +143,7 @@ def _loose_units(root: Path, files: list[Path]) -> list[Unit]:
             kind="files",
             members=f"hash:{index}/{count}",
             items=len(listed),
-            fingerprint=_digest(*sorted(listed)),
+            fingerprint=_digest(manifest, *sorted(listed)),
         )
         for index, listed in shares.items()
     ]
@@ -156,7 +161,7 @@ def _file_units(path: Path, root: Path | None = None) -> list[Unit]:
     if path.suffix == ".parquet":
         rows = pq.ParquetFile(path).metadata.num_rows
         return [Unit(name=safe, source=str(path), kind="parquet", items=rows, fingerprint=fingerprint)]
-    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) and path.name != "manifest.jsonl":
+    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) and path.name != _MANIFEST:
         return [Unit(name=safe, source=str(path), kind="jsonl", fingerprint=fingerprint)]
     return []
 
@@ -268,7 +273,7 @@ def _loose_files(
 
 def _manifest(root: Path) -> dict[str, dict[str, Any]]:
     """`manifest.jsonl` beside the notebooks may say of a `file` its `repo`, its `path` there and its `license`."""
-    path = root / "manifest.jsonl"
+    path = root / _MANIFEST
     if not path.is_file():
         return {}
     rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line.strip()]
