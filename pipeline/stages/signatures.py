@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -116,10 +117,15 @@ def load_lines(out: Path, units: int) -> LineSets:
         LedgerError: a file is shorter than it was written.
     """
     path = out / "lines.u32"
-    with path.open("wb") as joined:
-        for number in range(units):
-            with (out / "lines" / f"{number:05d}.u32").open("rb") as file:
-                shutil.copyfileobj(file, joined)
+    files = [out / "lines" / f"{number:05d}.u32" for number in range(units)]
+    newest = max((file.stat().st_mtime_ns for file in files), default=0)
+    if not path.exists() or path.stat().st_mtime_ns <= newest:
+        aside = out / f"lines.{os.getpid()}.tmp"  # never written in place: another process may have it mapped
+        with aside.open("wb") as joined:
+            for file in files:
+                with file.open("rb") as part:
+                    shutil.copyfileobj(part, joined)
+        aside.replace(path)
     starts = [np.load(out / "starts" / f"{number:05d}.npy") for number in range(units)]
     offsets = np.cumsum([0, *(begin[-1] for begin in starts)])
     if path.stat().st_size != 4 * offsets[-1]:
