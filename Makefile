@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 help:
 	@echo "make demo   install, run three scripted agents on 40 real tasks, write a report"
 	@echo "make test   install what the tests need and run them"
-	@echo "make soak   the long tests: 1,000 tasks solved twice, the pipeline killed thirty times, Ray, Slurm"
+	@echo "make soak   the long tests: 1,000 tasks solved twice"
 	@echo "make lint   ruff and mypy"
 
 $(BIN)/python:
