@@ -6,6 +6,7 @@ A parked kernel is complete but for its data: claiming it takes a mount, and its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from .forked import ForkedKernel, ServerError, ServerFullError
 _KERNEL_BYTES = 24 * 1024**2
 """What an idle kernel costs, with room for small tables; for the default bound."""
 _RETRY_S = 0.25
+_REFILL_AFTER_S = 0.01
 
 
 class KernelPool:
@@ -64,8 +66,9 @@ class KernelPool:
             self._give_place()
             raise
         try:
-            self.refill()
             await kernel.attach(files)
+            # Later, so that the server's next fork keeps no one waiting for this kernel.
+            asyncio.get_running_loop().call_later(_REFILL_AFTER_S, self._refill_if_open)
         except BaseException:
             kernel.close()
             raise
@@ -100,6 +103,10 @@ class KernelPool:
         with self._lock:
             missing = min(self._target - len(self._parked), self.max_live - self._live)
             self._parked.extend(self.server.spawn(self._caps, lean=True) for _ in range(missing))
+
+    def _refill_if_open(self) -> None:
+        with contextlib.suppress(ServerError):  # the next claim says so
+            self.refill()
 
     def close(self) -> None:
         """Close the parked kernels; claimed ones live on."""

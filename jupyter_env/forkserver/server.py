@@ -85,7 +85,8 @@ class Server:
         if self._keeper is not None:
             self._selector.register(self._keeper.connection, selectors.EVENT_READ, lambda: self._take_kept())
         while self._running:
-            for key, _ in self._selector.select():
+            # One at a time: what it leads to may be the end of what the others are about.
+            for key, _ in self._selector.select()[:1]:
                 key.data()
 
     def _take_request(self) -> None:

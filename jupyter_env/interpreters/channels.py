@@ -19,6 +19,8 @@ from jupyter_client.session import Session
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 """A larger message (one print of it, say) is dropped by the socket before it is in memory."""
 
+_GREETING_S = 0.25
+
 _contexts: dict[int, zmq.asyncio.Context] = {}
 
 
@@ -112,6 +114,16 @@ class Channels:
                 task.cancel()
             answered |= any(waits[task] is self.shell for task in done)
             heard |= any(waits[task] is self.iopub for task in done)
+
+    async def wait_until_heard(self) -> None:
+        """Return when outputs arrive here, of a kernel that is known to be there.
+
+        ipykernel 7 greets who subscribes, which spares a request; with ipykernel 6 this ends as `wait_until_ready`.
+        """
+        try:
+            await asyncio.wait_for(self.receive(self.iopub), _GREETING_S)
+        except TimeoutError:
+            await self.wait_until_ready()
 
     async def reconnect_iopub(self) -> None:
         """Hear outputs again: libzmq gives up a connection for good over a message that is too large."""

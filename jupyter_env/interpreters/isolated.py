@@ -44,6 +44,9 @@ class IsolatedKernel(JupyterKernel):
             raise InfrastructureError(str(error)) from error
         return self._forked, self._forked.endpoint.connection
 
+    async def _handshake(self, channels: Channels) -> None:
+        await channels.wait_until_heard()
+
     def _why_not_started(self) -> str:
         return f"the forked kernel did not answer within {self._settings.start_timeout_s:g} s"
 

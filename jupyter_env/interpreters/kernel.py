@@ -53,7 +53,7 @@ class JupyterKernel:
         """Watch the process, and return when it answers."""
         assert self._process is not None and self._channels is not None
         self._exit = asyncio.ensure_future(self._process.wait())
-        ready = asyncio.ensure_future(self._channels.wait_until_ready())
+        ready = asyncio.ensure_future(self._handshake(self._channels))
         try:
             await asyncio.wait(
                 {ready, self._exit}, timeout=self._settings.start_timeout_s, return_when="FIRST_COMPLETED"
@@ -65,6 +65,9 @@ class JupyterKernel:
             ready.cancel()
             await self.close()
             raise
+
+    async def _handshake(self, channels: Channels) -> None:
+        await channels.wait_until_ready()
 
     async def _launch(self, files: Mapping[str, Path]) -> tuple[Process, dict[str, Any]]:
         """Start the process with the files at `data/`; returns it with its connection.

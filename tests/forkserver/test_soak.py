@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import eventually, has_ended
 
-from jupyter_env.forkserver.client import ForkServer
+from jupyter_env.forkserver.client import Caps, ForkServer
 from jupyter_env.forkserver.detect import features
 from jupyter_env.forkserver.pidfd import pid_of
 from jupyter_env.forkserver.shared import close_servers, shared_server
@@ -170,3 +170,17 @@ def test_the_pid_of_a_pidfd():
     pidfd = os.pidfd_open(os.getpid())
     assert pid_of(pidfd) == os.getpid()
     os.close(pidfd)
+
+
+async def test_kernels_closed_as_soon_as_they_are_there(server: ForkServer):
+    """Their ends and their clients' are heard at the same time."""
+    caps = Caps(work_bytes=2**26, memory_bytes=2**30, processes=64)
+
+    async def live() -> None:
+        for _ in range(8):
+            kernel = server.spawn(caps, lean=True)
+            await kernel.ready()
+            kernel.close()
+
+    await asyncio.gather(*(live() for _ in range(10)))
+    assert server.alive()
