@@ -1,13 +1,67 @@
-"""From messages and tools to the model's text: the one rendering that rollouts, SFT, GRPO and serving share."""
+"""What a model is, and the text it sees: the one rendering that rollouts, SFT, GRPO and serving share."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol
+
+import msgspec
 
 from jupyter_env.action import Message
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What model calls have used; a server that reports nothing leaves zeros."""
+
+    requests: int = 0
+    """Answered ones."""
+    retries: int = 0
+    """Requests sent again, for any reason."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt tokens, those that the server had in its prefix cache."""
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's turn."""
+
+    message: Message
+    """Role assistant; reasoning, where there is some, is `reasoning_content` or stands before `</think>`."""
+    finish_reason: str = "stop"
+    """As OpenAI names them: stop, tool_calls, length (cut at the token limit), content_filter."""
+    usage: Usage = Usage()
+
+
+class Model(Protocol):
+    """One turn: the conversation and the tools in, the assistant's message out.
+
+    Raises:
+        ModelUnavailable: no answer, after the retries worth making. No fault of the agent.
+        ContextOverflow: the conversation is too long for the model.
+        ModelSetupError: it will never answer as it is set up (key, name, address).
+    """
+
+    def __call__(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], /) -> Awaitable[Reply]:
+        """The next turn of this conversation."""
+
+
+class ModelUnavailable(Exception):
+    """The model gave no usable answer: a server that is down, overloaded or answers garbage."""
+
+
+class ContextOverflow(Exception):
+    """The conversation, with the room kept for an answer, is longer than the model's context."""
+
+
+class ModelSetupError(Exception):
+    """The model cannot be used as it was named: a wrong key, name or address, or a server without tool calls."""
+
 
 _CALL_FORMAT = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "

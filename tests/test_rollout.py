@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 
 from jupyter_env import Budget, Task, TaskDataError, TaskError, TaskPool
 from jupyter_env.answer import Integer
+from jupyter_env.chat import Reply
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import pass_rates, wilson_interval
 from jupyter_env.report.notebook import to_notebook, write_notebook
@@ -119,11 +120,12 @@ def test_notebook_of_errors_timeouts_and_malformed_turns_runs_again(tmp_path: Pa
     turns = iter(["print('hello')", "1/0", "while True: pass", None, "print(6*7)"])
 
     def clumsy(task: Task, seed: int):
-        async def respond(messages: object, tools: object) -> dict[str, str]:
+        async def respond(messages: object, tools: object) -> Reply:
             code = next(turns, "")
             if code is None:
-                return {"role": "assistant", "content": "Let me think."}
-            return {"role": "assistant", "content": f"```python\n{code}\n```" if code else "final_answer: 42"}
+                return Reply(message={"role": "assistant", "content": "Let me think."})
+            text = f"```python\n{code}\n```" if code else "final_answer: 42"
+            return Reply(message={"role": "assistant", "content": text})
 
         return respond
 

@@ -69,7 +69,7 @@ def _steps(record: EpisodeRecord, first: int) -> list[dict[str, Any]]:
     cells = {cell.turn: cell for cell in record.cells}
     starts = [i for i, m in enumerate(record.messages) if i >= first and m.get("role") == "assistant"]
     steps = []
-    for turn, (start, end) in enumerate(zip(starts, [*starts[1:], len(record.messages)], strict=True), 1):
+    for turn, (start, end) in enumerate(zip(starts, [*starts, len(record.messages)][1:], strict=True), 1):
         observation = _text(record.messages[start + 1].get("content")) if start + 1 < end else ""
         step = {"turn": turn, "kind": "malformed", "observation": observation, **_said(record.messages[start])}
         if turn in cells:
