@@ -19,7 +19,10 @@ from jupyter_env.rollout import plan, read_records, rollout
 TASK = Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))
 
 
-async def led(model: Any, settings: AgentSettings = AgentSettings(), output: str = "ok", **options: Any) -> Episode:
+DEFAULTS = AgentSettings()
+
+
+async def led(model: Any, settings: AgentSettings = DEFAULTS, output: str = "ok", **options: Any) -> Episode:
     episode = Episode(TASK, {}, FakeFactory(FakeInterpreter(result(output))), **options)
     await episode.start()
     await work(episode, model, settings)

@@ -155,7 +155,7 @@ a = {'correlation_coefficient_corr': f'{r:.2f}', 'p_value_pval': f'{p:.4f}',
     590: """
 from sklearn.linear_model import LinearRegression
 t.columns = t.columns.str.strip()
-t['s'] = pd.to_datetime(t.timestamp).astype('int64') // 10**9
+t['s'] = pd.to_datetime(t.timestamp, format='%b %d  %Y %I:%M:%S %p').astype('int64') // 10**9
 names = ['s', 'num. busy overflows', 'num. calls answered', 'num. calls abandoned', 'num. calls transferred']
 fit = LinearRegression().fit(t[names], t['avg. num. agents staffed'])
 asked = t[names].mean().to_frame().T
