@@ -21,7 +21,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from jupyter_env.action import Message, split_reasoning, tool_schemas
-from jupyter_env.chat import ContextOverflow, Model, ModelSetupError, ModelUnavailable, Reply, Usage
+from jupyter_env.chat import (
+    ContextOverflow,
+    Model,
+    ModelSetupError,
+    ModelUnavailable,
+    Reply,
+    Usage,
+    with_tools_as_text,
+)
 
 try:
     import openai
@@ -62,6 +70,8 @@ class ServerModel:
         concurrency: requests at a time; more wait here. 64 keeps one vLLM GPU busy without filling its queue.
         timeout_s: of one request, from sending it to the last byte: a long thought takes minutes.
         max_retries: of one request, with 0.5 s to 30 s between tries, or what `Retry-After` asks.
+        tools_as_text: for servers that parse no tool calls: tools, calls and their outputs are written into the
+            messages in the hermes form, as `chat.render` does, and calls are read by `action.parse_hermes`.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class ServerModel:
         concurrency: int = 64,
         timeout_s: float = 600.0,
         max_retries: int = 6,
+        tools_as_text: bool = False,
     ) -> None:
         self.name = name
         self.sampling = sampling
@@ -83,6 +94,7 @@ class ServerModel:
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout_s = timeout_s
         self._max_retries = max_retries
+        self._tools_as_text = tools_as_text
         self._reasoning_field = "reasoning_content"
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout_s)
@@ -101,6 +113,8 @@ class ServerModel:
         schema: dict[str, Any] | None = None,
     ) -> Reply:
         """One turn; raises as `chat.Model` says. A JSON schema makes a server that can constrain the reply to it."""
+        if self._tools_as_text:
+            messages, tools = with_tools_as_text(messages, tools), ()
         request: dict[str, Any] = {
             "model": self.name,
             "messages": [self._sent(message) for message in messages],
@@ -148,12 +162,15 @@ class ServerModel:
         Raises:
             ModelSetupError: a wrong key, name or address, no server there, or one that refuses tools.
         """
-        probe: dict[str, Any] = {"model": self.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         tools = tool_schemas() if tools is None else tools
-        if tools:
-            probe |= {"tools": list(tools), "tool_choice": "auto"}
         try:
-            await self._ask(probe, max_retries=min(2, self._max_retries), refusal=ModelSetupError)
+            try:
+                await self._probe(tools, max_tokens=1)
+            except ModelUnavailable as error:
+                if "HTTP 500" not in str(error):
+                    raise
+                # transformers serve fails on a tool call that was cut short, as one token can be.
+                await self._probe(tools, max_tokens=self.sampling.max_tokens or 1024)
         except ModelUnavailable as error:
             raise ModelSetupError(str(error)) from None
         except ContextOverflow:
@@ -161,6 +178,13 @@ class ServerModel:
         for card in await self._cards():
             if card.get("id") == self.name and isinstance(card.get("max_model_len"), int):  # vLLM and SGLang say it
                 self.context_tokens = card["max_model_len"]
+
+    async def _probe(self, tools: Sequence[dict[str, Any]], max_tokens: int) -> None:
+        messages = [{"role": "user", "content": "Hi"}]
+        request: dict[str, Any] = {"model": self.name, "messages": messages, "max_tokens": max_tokens}
+        if tools and not self._tools_as_text:
+            request |= {"tools": list(tools), "tool_choice": "auto"}
+        await self._ask(request, max_retries=min(1, self._max_retries), refusal=ModelSetupError)
 
     async def close(self) -> None:
         """Close the connections."""
