@@ -245,3 +245,25 @@ async def test_the_key_appears_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path
         await ask(server)
         assert server.headers[0]["authorization"] == "Bearer sk-hush"
     assert "sk-hush" not in caplog.text
+
+
+async def test_tools_can_be_written_as_text_for_servers_that_know_none() -> None:
+    from jupyter_env.chat import render
+
+    text = '<tool_call>\n{"name": "execute_code", "arguments": {"code": "1"}}\n</tool_call>'
+    with ScriptedServer(lambda body, number: completion(text)) as server:
+        called = {"role": "assistant", "content": "Hm.", "tool_calls": [call("execute_code", {"code": "1"})]}
+        called["tool_calls"][0]["function"]["arguments"] = {"code": "1"}
+        output = {"role": "tool", "tool_call_id": "c1", "content": "1"}
+        await ask(server, [*MESSAGES, called, output], tool_schemas(), tools_as_text=True)
+        [sent] = server.requests
+    assert "tools" not in sent and [message["role"] for message in sent["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+    # The same text as the rendering that training uses, but for its empty think block.
+    rendered = render([*MESSAGES, called, output], tool_schemas()).replace("<think>\n\n</think>\n\n", "")
+    marked = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in sent["messages"])
+    assert marked == rendered
