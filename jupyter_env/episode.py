@@ -295,7 +295,7 @@ class Episode:
         text = stored["content"] if isinstance(stored["content"], str) else ""
         if not isinstance(action, Malformed):
             if native := message.get("tool_calls"):
-                stored["tool_calls"] = [tool_call(action, native[0].get("id") or f"call_{self.record.turns}")]
+                stored["tool_calls"] = [tool_call(action, str(native[0].get("id") or f"call_{self.record.turns}"))]
             elif "<tool_call>" in text:
                 reasoning, said = split_reasoning(text)
                 stored["content"] = said.partition("<tool_call>")[0].strip()

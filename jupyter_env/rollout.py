@@ -24,6 +24,11 @@ FAILURES = "failures.jsonl"
 """Beside a run's episodes: the attempts that the machine failed."""
 
 
+FAILURES_IN_A_ROW = 50
+"""So many failed attempts, without an episode that ended between them, end a run: the server or the machine is gone,
+and thousands of jobs would each be tried in vain. Never fewer than three for each slot."""
+
+
 class Job(msgspec.Struct, frozen=True):
     """One episode to run."""
 
@@ -105,13 +110,16 @@ async def run_jobs(
         waiting = iter([job for job in jobs if job.id not in episodes.ids])
         on_found(sum(job.id in episodes.ids for job in jobs))
         given_up: dict[str, EpisodeRecord] = {}
+        in_a_row = 0
 
         async def run_next() -> None:
+            nonlocal in_a_row
             for job in waiting:  # shared by all slots
                 for attempt in range(1, retries + 2):
                     record = await run(job)
                     record.attempt, record.config = attempt, config
                     if record.stop_reason != "infrastructure_error":
+                        in_a_row = 0
                         await episodes.append(record)
                         on_record(record)
                         break
@@ -119,6 +127,11 @@ async def run_jobs(
                     number = len(failures.ids)
                     await failures.append(msgspec.structs.replace(record, id=f"{job.id}.failure{number}"))
                     on_failure(record)
+                    in_a_row += 1
+                    if in_a_row >= max(FAILURES_IN_A_ROW, 3 * min(slots, 1000)):
+                        raise InfrastructureError(
+                            f"the last {in_a_row} attempts all failed, the last with: {record.error}"
+                        )
                 else:
                     on_record(record)
 
@@ -168,6 +181,7 @@ async def rollout(
         TaskDataError: a table is missing or changed; checked for all jobs before the first starts.
         TaskError: `out` is broken, or written by another process.
         ModelSetupError: the model will not answer any episode. What has finished is in `out`.
+        InfrastructureError: `FAILURES_IN_A_ROW` attempts failed and none ended. What has finished is in `out`.
         OSError: `out` cannot be written, for want of space say.
     """
     for file in {file for job in jobs for file in job.task.files}:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import cli
 
 from jupyter_env import DataFile, KernelSettings, Task, TaskError, TaskPool
 from jupyter_env.answer import Integer
@@ -80,6 +81,10 @@ def test_one_of_two_nodes_is_killed_and_every_episode_is_there_once(pool: TaskPo
         failures = list(read_records(out.with_name("failures.jsonl")))
         assert failures and all("was lost" in (record.error or "") for record in failures)
         assert all(record.attempt > 1 for record in records if record.id in {f.id.rsplit(".", 1)[0] for f in failures})
+        pool[:3].save(tmp_path / "three.jsonl")
+        command = ("rollout", "three.jsonl", "--agent", "oracle", "--ray", cluster.address, "--json", "--no-reports")
+        done = cli(*command, cwd=tmp_path)
+        assert done.returncode == 0 and '"correct": 3' in done.stdout, done.stderr
         with pytest.raises(ModelSetupError, match="a wrong key"):
             asyncio.run(rollout_on_ray(plan(pool, ["refused"], 1), pool, refused, out, **options))
     finally:

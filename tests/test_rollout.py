@@ -7,11 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from fakes import FakeInterpreter
 from nbclient import NotebookClient
 
-from jupyter_env import Budget, Task, TaskDataError, TaskError, TaskPool
+from jupyter_env import Budget, InfrastructureError, Task, TaskDataError, TaskError, TaskPool
 from jupyter_env.answer import Integer
-from jupyter_env.chat import Reply
+from jupyter_env.chat import ModelUnavailable, Reply
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import pass_rates, wilson_interval
 from jupyter_env.report.notebook import to_notebook, write_notebook
@@ -101,6 +102,43 @@ def test_a_kernel_that_does_not_start_is_recorded_not_raised(tmp_path: Path) -> 
     assert record.stop_reason == "infrastructure_error"
     assert record.reward is None and record.verdict is None and "/bin/false" in (record.error or "")
     assert pass_rates([record]) == {}
+
+
+def test_a_server_that_is_gone_ends_the_run_and_not_each_job_in_vain(tmp_path: Path) -> None:
+    tries = 0
+
+    def gone(task: Task, seed: int):
+        async def respond(messages: object, tools: object) -> Reply:
+            nonlocal tries
+            tries += 1
+            if seed < 2:
+                return Reply(message={"role": "assistant", "content": "final_answer: 42"})
+            raise ModelUnavailable("nobody answers")
+
+        return respond
+
+    import jupyter_env.rollout as module
+
+    pool = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
+    out = tmp_path / "episodes.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_kernel", lambda settings: FakeInterpreter())
+        with pytest.raises(InfrastructureError, match=r"last 50 attempts all failed.*nobody answers"):
+            asyncio.run(rollout(plan(pool, ["gone"], 500), pool, {"gone": gone}, out, concurrency=4))
+    assert tries < 60 and len(list(read_records(out))) == 2
+
+
+def test_a_defect_in_an_agent_is_kept_with_its_traceback(tmp_path: Path) -> None:
+    def broken(task: Task, seed: int):
+        async def respond(messages: object, tools: object) -> Reply:
+            raise KeyError("oops") if seed == 1 else ModelUnavailable("x")
+
+        return respond
+
+    pool = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
+    out = tmp_path / "episodes.jsonl"
+    records = asyncio.run(rollout(plan(pool, ["b"], 2), pool, {"b": broken}, out, retries=0))
+    assert "KeyError: 'oops'" in (records[1].error or "") and out.read_bytes() == b""
 
 
 def test_bad_lines_name_file_and_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -26,6 +27,9 @@ from jupyter_env.rollout import Job, plan, rollout
 from jupyter_env.runfile import RunConfig, claim_folder, pool_digest
 from jupyter_env.scripted import AGENTS, MakeModel
 from jupyter_env.task import TaskError, TaskPool
+
+LOG_EVERY_S = 30.0
+"""Between two lines of progress where stderr is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,17 @@ def roll_out(run: Run) -> list[EpisodeRecord]:
     with progress_of("episodes") as progress:
         bar = progress.add_task(describe(), total=len(jobs))
 
+        said_s = monotonic()
+
         def advance(record: EpisodeRecord) -> None:
-            nonlocal right, ended
+            nonlocal right, ended, said_s
             if record.stop_reason != "infrastructure_error":
                 right += record.reward == 1.0
                 ended += 1
             progress.update(bar, advance=1, description=describe())
+            if not err.is_terminal and monotonic() - said_s > LOG_EVERY_S:  # a log has no bar
+                said_s = monotonic()
+                err.print(f"{describe()}, {progress.tasks[bar].completed:.0f} of {len(jobs)}")
 
         def failed(record: EpisodeRecord) -> None:
             nonlocal failures
@@ -154,7 +163,7 @@ def roll_out(run: Run) -> list[EpisodeRecord]:
 
         try:
             return asyncio.run(_run_jobs(run, jobs, options))
-        except (KeyboardInterrupt, ModelSetupError, OSError):
+        except (KeyboardInterrupt, ModelSetupError, InfrastructureError, OSError):
             if ended:
                 err.print(f"Stopped. What has finished is kept: go on with --name {run.folder.name} --resume")
             raise
@@ -255,7 +264,8 @@ def show(run: Run, records: list[EpisodeRecord], json: bool) -> None:
         if run.reports:
             out.print(f"Open the report with: jupyter-env view {folder}", soft_wrap=True)
     if not finished:
-        raise InfrastructureError(f"no episode could be run; the last error: {(records[-1].error or '')[-500:]}")
+        error = next((record.error for record in records if record.error), "")
+        raise InfrastructureError(f"no episode could be run; the first failed with: {(error or '')[-500:]}")
 
 
 def _rate_json(rate: PassRate) -> dict[str, Any]:
