@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_env.answer import Answer, Boolean, Integer, Named, Number, Text
+from jupyter_env.answer import Answer, Integer, Named, Number, Text
 from jupyter_env.task import DataFile, Task, TaskError, TaskPool
 from jupyter_env.tasksets.download import from_hub, one_of, read_rows
 
@@ -64,9 +64,7 @@ def typed(label: str) -> Answer:
         return Integer(value=int(label))
     if re.fullmatch(r"-?\d*\.\d+", label):
         return Number(value=float(label), decimals=len(label.partition(".")[2]))
-    if label.lower() in ("true", "false", "yes", "no"):
-        return Boolean(value=label.lower() in ("true", "yes"))
-    return Text(value=label)
+    return Text(value=label)  # "True" too: the formats say which of True and yes is to be written
 
 
 def score(answer: str | None, labels: dict[str, str]) -> dict[str, bool]:

@@ -89,6 +89,13 @@ def test_reference_agents_answer_four_dev_tasks_of_dabstep(tmp_path: Path) -> No
 
 
 @needs_data
+def test_the_strict_answers_of_dabench_are_right_for_its_own_scorer() -> None:
+    for task in dabench.load(DATA / "dabench"):
+        text = reference_text(task.answer)
+        assert verify(text, task.answer).correct and all(dabench.score(text, task.metadata["labels"]).values())
+
+
+@needs_data
 def test_dev_answers_are_typed_and_read_back() -> None:
     dev = dabstep.load(DATA / "dabstep", "dev", WITHOUT_PAYMENTS)
     for task in dev:
