@@ -145,3 +145,28 @@ def test_an_interrupt_says_how_to_go_on(folder: Path) -> None:
 def test_help_has_examples(folder: Path) -> None:
     for command in ("eval", "compare"):
         assert "Example" in cli(command, "--help", cwd=folder).stdout
+
+
+def test_the_base_install_needs_no_model_library(folder: Path) -> None:
+    heavy = ("openai", "torch", "transformers", "ray", "httpx", "pandas")
+    code = f"import sys, jupyter_env.cli\nprint([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "advice"),
+    [
+        ("openai", ("--model", "x"), "jupyter-env[models]"),
+        ("transformers", ("--model", "x", "--local"), "jupyter-env[transformers]"),
+        ("ray", ("--ray", "auto"), "jupyter-env[ray]"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    folder: Path, module: str, options: tuple[str, ...], advice: str
+) -> None:
+    code = f"import sys\nsys.modules[{module!r}] = None\nfrom jupyter_env.cli import main\nmain()"
+    command = [sys.executable, "-c", code, "rollout", "pool.jsonl", *options]
+    failed = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=100)
+    assert failed.returncode == 2, failed.stderr
+    assert advice in failed.stderr.replace("\n", " ") and "Traceback" not in failed.stderr

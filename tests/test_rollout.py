@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 from jupyter_env import Budget, InfrastructureError, Task, TaskDataError, TaskError, TaskPool
 from jupyter_env.answer import Integer
-from jupyter_env.chat import ModelUnavailable, Reply
+from jupyter_env.chat import ModelSetupError, ModelUnavailable, Reply
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import pass_rates, wilson_interval
 from jupyter_env.report.notebook import to_notebook, write_notebook
@@ -126,6 +126,22 @@ def test_a_server_that_is_gone_ends_the_run_and_not_each_job_in_vain(tmp_path: P
         with pytest.raises(InfrastructureError, match=r"last 50 attempts all failed.*nobody answers"):
             asyncio.run(rollout(plan(pool, ["gone"], 500), pool, {"gone": gone}, out, concurrency=4))
     assert tries < 60 and len(list(read_records(out))) == 2
+
+
+def test_a_run_that_ends_early_leaves_no_kernel(tmp_path: Path, no_leaks: Path) -> None:
+    def refused(task: Task, seed: int):
+        async def respond(messages: object, tools: object) -> Reply:
+            if seed == 3:
+                await asyncio.sleep(3)  # the others are in their cells then
+                raise ModelSetupError("a wrong key")
+            return Reply(message={"role": "assistant", "content": "```python\nimport time; time.sleep(60)\n```"})
+
+        return respond
+
+    pool = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
+    with pytest.raises(ModelSetupError):
+        out = tmp_path / "episodes.jsonl"
+        asyncio.run(rollout(plan(pool, ["r"], 4), pool, {"r": refused}, out, concurrency=4))
 
 
 def test_a_defect_in_an_agent_is_kept_with_its_traceback(tmp_path: Path) -> None:
