@@ -61,6 +61,8 @@ def _episode(record: EpisodeRecord) -> dict[str, Any]:
 def _outcome(record: EpisodeRecord) -> str:
     if record.stop_reason == "infrastructure_error":
         return "machine failure"
+    if record.stop_reason == "answered" and record.verdict is None:  # only the benchmark's owner has the answer
+        return "not judged"
     return "no answer" if record.verdict is None else "correct" if record.verdict.correct else "wrong"
 
 
