@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -106,6 +107,9 @@ async def run_jobs(
     on_found: Callable[[int], None] = lambda found: None,
 ) -> list[EpisodeRecord]:
     """Run those jobs whose episodes are not in `out` yet, and append each as it ends; see `rollout`."""
+    if len(jobs) > len({job.id for job in jobs}):
+        twice = next(name for name, count in Counter(job.id for job in jobs).items() if count > 1)
+        raise ValueError(f"two jobs make the episode {twice!r}; each has a task, agent or seed of its own")
     with RecordFile(out) as episodes, RecordFile(out.with_name(FAILURES)) as failures:
         waiting = iter([job for job in jobs if job.id not in episodes.ids])
         on_found(sum(job.id in episodes.ids for job in jobs))
@@ -183,6 +187,7 @@ async def rollout(
         ModelSetupError: the model will not answer any episode. What has finished is in `out`.
         InfrastructureError: `FAILURES_IN_A_ROW` attempts failed and none ended. What has finished is in `out`.
         OSError: `out` cannot be written, for want of space say.
+        ValueError: two jobs make the same episode.
     """
     for file in {file for job in jobs for file in job.task.files}:
         pool.file_path(file)

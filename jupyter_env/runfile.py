@@ -52,7 +52,8 @@ def claim_folder(folder: Path, config: RunConfig, *, resume: bool = False, mix: 
 
     Args:
         resume: go on with the run that lies there.
-        mix: let it lie there even though it was configured otherwise; each record tells its configuration.
+        mix: let it lie there even though it was configured otherwise; each record has the hash of its configuration,
+            which is written to `run-<hash>.json`.
 
     Raises:
         TaskError: a run lies there and is not to be gone on with, or it is another one.
@@ -65,6 +66,7 @@ def claim_folder(folder: Path, config: RunConfig, *, resume: bool = False, mix: 
     if not resume:
         raise TaskError(f"{folder} holds a run already; go on with it with --resume, or give another --name")
     if mix:
+        _replace(folder / f"run-{config.hash}.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
         return
     try:
         found = msgspec.json.decode(path.read_bytes(), type=RunConfig)

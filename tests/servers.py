@@ -63,7 +63,9 @@ Behave = Callable[[dict[str, Any], int], Answer]
 class ScriptedServer:
     """A server on a free port of this machine, until the `with` block ends."""
 
-    def __init__(self, behave: Behave, max_model_len: int | None = None, probe: Answer | None = None) -> None:
+    def __init__(
+        self, behave: Behave, max_model_len: int | None = None, probe: Answer | None = None, port: int = 0
+    ) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.most_at_once = 0
@@ -114,9 +116,11 @@ class ScriptedServer:
         class Server(ThreadingHTTPServer):
             request_queue_size = 512
             daemon_threads = True
+            allow_reuse_address = True
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> ScriptedServer:

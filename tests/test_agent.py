@@ -1,5 +1,6 @@
 """The loop: what ends an episode, what a model that misbehaves is told, and how its context is kept."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,11 @@ def test_prompts_are_files(family: str, tmp_path: Path) -> None:
 # The whole stack: a real server that misbehaves, real kernels, the files of a run.
 
 
-async def rolled(behave: Callable[[dict[str, Any], int], Answer], folder: Path, n: int = 1) -> list[EpisodeRecord]:
+async def rolled(
+    behave: Callable[[dict[str, Any], int], Answer], folder: Path, n: int = 1, timeout_s: float = 5
+) -> list[EpisodeRecord]:
     with ScriptedServer(behave) as server:
-        model = ServerModel("tiny", server.url, timeout_s=5, max_retries=2)
+        model = ServerModel("tiny", server.url, timeout_s=timeout_s, max_retries=2)
         pool = TaskPool([TASK])
         jobs = plan(pool, ["tiny"], n)
         try:
@@ -180,6 +183,65 @@ async def test_cells_run_over_the_wire(tmp_path: Path) -> None:
 
     [record] = await rolled(behave, tmp_path)
     assert [cell.text for cell in record.cells] == ["42", "43"] and record.reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        completion("late")._replace(delay_s=1.5),
+        error(429, "slow down", Retry_After="0.1"),
+        error(503, "loading"),
+        Answer(b"\x00\xffgarbage"),
+        Answer(b"<html>Welcome to nginx</html>", kind="text/html"),
+        completion("x" * 9000)._replace(cut=True),
+        Answer(b'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: {"cho', kind="text/event-stream"),
+        Answer(b'{"choices": []}'),
+    ],
+    ids=["slow", "rate-limited", "busy", "garbage", "html", "cut", "half a stream", "no choices"],
+)
+async def test_each_kind_of_trouble_is_outlived(trouble: Answer, tmp_path: Path) -> None:
+    """On the first try of each of two turns; the episode never knows."""
+    tried: set[int] = set()
+
+    def behave(body: dict[str, Any], number: int) -> Answer:
+        turn = len(body["messages"])
+        if turn not in tried:
+            tried.add(turn)
+            return trouble
+        return ran("1") if turn == 2 else answered("42")
+
+    [record] = await rolled(behave, tmp_path, timeout_s=1.0)
+    assert record.reward == 1.0 and record.usage.retries == 2 and record.malformed_turns == 0
+    assert record.attempt == 1 and (tmp_path / "failures.jsonl").read_bytes() == b""
+
+
+async def test_a_context_that_overflows_is_shortened_over_the_wire(tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], number: int) -> Answer:
+        if sum(len(message["content"]) for message in body["messages"]) > 12_000:
+            return error(400, "This model's maximum context length is 4096 tokens, please reduce the length")
+        return ran("print('y' * 900 + chr(10), end='')\n" * 4) if len(body["messages"]) < 14 else answered("42")
+
+    [record] = await rolled(behave, tmp_path)
+    assert record.reward == 1.0 and record.shortened_outputs > 0 and len(record.cells) == 6
+    assert any("were removed to make room" in str(message["content"]) for message in record.messages)
+
+
+async def test_a_server_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], number: int) -> Answer:
+        return ran("1") if len(body["messages"]) == 2 else answered("42")
+
+    pool = TaskPool([TASK])
+    with ScriptedServer(behave) as server:
+        port = server.port
+    model = ServerModel("tiny", f"http://127.0.0.1:{port}/v1", max_retries=6)
+    agents = {"tiny": lambda task, seed: model.seeded(seed)}
+    run = asyncio.create_task(rollout(plan(pool, ["tiny"], 3), pool, agents, tmp_path / "episodes.jsonl"))
+    await asyncio.sleep(4)
+    assert not run.done()
+    with ScriptedServer(behave, port=port):
+        records = await run
+    await model.close()
+    assert [record.reward for record in records] == [1.0] * 3 and all(record.usage.retries for record in records)
 
 
 async def test_trouble_at_the_server_loses_no_episode(tmp_path: Path) -> None:

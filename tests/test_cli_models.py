@@ -101,6 +101,23 @@ def test_bad_input_is_one_plain_message(
     assert server.requests == []
 
 
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (error(401, "Incorrect API key"), "refused the key"),
+        (error(404, "no such model"), "knows no model 'tiny'"),
+        (error(400, "tool choice requires --enable-auto-tool-choice"), "--enable-auto-tool-choice"),
+        (Answer(b"<html>hi</html>", kind="text/html"), "is no chat completion"),
+    ],
+)
+def test_what_can_never_work_is_one_error_at_the_start(folder: Path, probe: Answer, message: str) -> None:
+    with ScriptedServer(behave, probe=probe) as server:
+        failed = cli("rollout", "--pool", "pool.jsonl", "--model", "tiny", "--base-url", server.url, cwd=folder)
+        assert server.requests == []
+    assert failed.returncode == 2 and message in " ".join(failed.stderr.split()) and "Traceback" not in failed.stderr
+    assert list(folder.rglob("episodes.jsonl")) == []
+
+
 def test_a_wrong_key_stops_the_run_and_keeps_what_is_done(folder: Path) -> None:
     def expires(body: dict[str, Any], number: int) -> Answer:
         return answered("42") if number < 2 else error(401, "key expired")

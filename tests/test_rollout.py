@@ -144,6 +144,11 @@ def test_a_run_that_ends_early_leaves_no_kernel(tmp_path: Path, no_leaks: Path) 
         asyncio.run(rollout(plan(pool, ["r"], 4), pool, {"r": refused}, out, concurrency=4))
 
 
+def test_one_episode_is_planned_once(pool: TaskPool, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two jobs make the episode"):
+        run(pool[:1], ["guess", "guess"], tmp_path / "episodes.jsonl")
+
+
 def test_a_defect_in_an_agent_is_kept_with_its_traceback(tmp_path: Path) -> None:
     def broken(task: Task, seed: int):
         async def respond(messages: object, tools: object) -> Reply:

@@ -132,6 +132,7 @@ def test_runs_of_different_configuration_do_not_mix_unless_told(tmp_path: Path) 
     with pytest.raises(TaskError, match=r"agents differ.*--mix"):
         claim_folder(tmp_path, other, resume=True)
     claim_folder(tmp_path, other, resume=True, mix=True)
+    assert msgspec.json.decode((tmp_path / f"run-{other.hash}.json").read_bytes(), type=RunConfig) == other
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(TaskError, match=r"run\.json"):
         claim_folder(tmp_path, other, resume=True)
