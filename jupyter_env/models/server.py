@@ -38,6 +38,9 @@ except ImportError:
 
 T = TypeVar("T")
 
+NO_KEY = "none"
+"""Sent where there is no key: the client insists on one, servers that want none ignore it."""
+
 MAX_RETRY_AFTER_S = 120.0
 """A server that asks for more is waited for no longer than this at a time."""
 
@@ -96,7 +99,7 @@ class ServerModel:
         self._max_retries = max_retries
         self._tools_as_text = tools_as_text
         self._reasoning_field = "reasoning_content"
-        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        key = api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout_s)
 
     @property
@@ -222,7 +225,9 @@ class ServerModel:
 
     async def _status_problem(self, error: openai.APIStatusError, refusal: type[Exception]) -> str:
         """What to say of a status that is worth another try; the others are raised."""
-        status, said = error.status_code, _words_of(error).replace(self._client.api_key, "(the key)")
+        status, said = error.status_code, _words_of(error)
+        if self._client.api_key != NO_KEY:
+            said = said.replace(self._client.api_key, "(the key)")  # some servers repeat it
         if status in (401, 403):
             raise ModelSetupError(
                 f"{self._address} refused the key (HTTP {status}): {said}. Set OPENAI_API_KEY, or name the variable "

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from jupyter_env import KernelSettings, Task, TaskPool
@@ -158,16 +159,23 @@ def test_vllm(tiny: Path, tmp_path: Path) -> None:
         records = rolled(model, tmp_path)
         assert_worked(records)
         assert model.context_tokens == 2048
+        assert model.usage.cached_tokens > 0, "four episodes with one prompt"
         assert all(record.messages[2]["tool_calls"][0]["id"].startswith("chatcmpl-tool-") for record in records)
-        asyncio.run(bad_input(url))
+        asyncio.run(other_requests(url))
 
 
-async def bad_input(url: str) -> None:
+class Mark(msgspec.Struct):
+    right: bool
+
+
+async def other_requests(url: str) -> None:
+    """What is refused, a reply that only the constraint of its schema can have made, and tools as text."""
     model, wrong = ServerModel("tiny", url, sampling=GREEDY), ServerModel("large", url)
     with pytest.raises(ContextOverflow):
         await model([{"role": "user", "content": "many words " * 3000}])
     with pytest.raises(ModelSetupError, match="it has tiny"):
         await wrong.check()
+    assert isinstance(await model.structured([{"role": "user", "content": "Hi"}], Mark), Mark)
     # Calls as text: what the model sees is another prompt than it has learned, but the server takes it.
     text = ServerModel("tiny", url, sampling=GREEDY, tools_as_text=True)
     await text.check()
