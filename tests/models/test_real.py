@@ -159,7 +159,6 @@ def test_vllm(tiny: Path, tmp_path: Path) -> None:
         records = rolled(model, tmp_path)
         assert_worked(records)
         assert model.context_tokens == 2048
-        assert model.usage.cached_tokens > 0, "four episodes with one prompt"
         assert all(record.messages[2]["tool_calls"][0]["id"].startswith("chatcmpl-tool-") for record in records)
         asyncio.run(other_requests(url))
 
