@@ -255,7 +255,7 @@ async def test_trouble_at_the_server_loses_no_episode(tmp_path: Path) -> None:
 
     records = await rolled(behave, tmp_path, n=6)
     assert [record.reward for record in records] == [1.0] * 6
-    assert sum(record.usage.retries for record in records) > 3
+    assert sum(record.usage.retries for record in records) >= 3
 
 
 async def test_a_server_that_fails_one_conversation_for_good_costs_that_episode_only(tmp_path: Path) -> None:

@@ -141,7 +141,9 @@ def test_a_run_without_any_episode_exits_with_3(folder: Path) -> None:
     assert failed.returncode == 3 and "no such template" in " ".join(failed.stderr.split())
 
 
-def test_an_interrupt_says_how_to_go_on(folder: Path) -> None:
+def test_a_run_that_is_stopped_says_how_to_go_on(folder: Path) -> None:
+    """By SIGTERM, as batch systems do, which is handled as Ctrl-C is."""
+
     def slow(body: dict[str, Any], number: int) -> Answer:
         return answered("42")._replace(delay_s=0.0 if number == 0 else 60.0)
 
@@ -149,12 +151,16 @@ def test_an_interrupt_says_how_to_go_on(folder: Path) -> None:
         command = [sys.executable, "-c", "from jupyter_env.cli import main; main()", "rollout", "--pool", "pool.jsonl"]
         options = ["--model", "tiny", "--base-url", server.url, "--name", "one", "--concurrency", "1"]
         run = subprocess.Popen([*command, *options], cwd=folder, stderr=subprocess.PIPE, text=True)
-        path, deadline = folder / "runs/one/episodes.jsonl", time.monotonic() + 60
-        while not (path.exists() and path.stat().st_size):
-            assert run.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=60)
+        path, deadline = folder / "runs/one/episodes.jsonl", time.monotonic() + 90
+        try:
+            while not (path.exists() and path.stat().st_size):
+                assert run.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            run.send_signal(signal.SIGTERM)
+            _, errors = run.communicate(timeout=60)
+        finally:
+            run.kill()
+            run.wait()
     assert run.returncode != 0 and "--name one --resume" in errors
     assert len(list(read_records(path))) == 1
 
