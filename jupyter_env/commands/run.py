@@ -164,7 +164,8 @@ def roll_out(run: Run) -> list[EpisodeRecord]:
         try:
             return asyncio.run(_run_jobs(run, jobs, options))
         except (KeyboardInterrupt, ModelSetupError, InfrastructureError, OSError):
-            if ended:
+            episodes = run.folder / "episodes.jsonl"
+            if episodes.exists() and episodes.stat().st_size:
                 err.print(f"Stopped. What has finished is kept: go on with --name {run.folder.name} --resume")
             raise
 
