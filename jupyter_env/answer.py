@@ -140,6 +140,8 @@ class Named(msgspec.Struct, frozen=True, kw_only=True, tag="named", tag_field="t
     """Named values, each written `@name[value]` (DABench's form); all are needed, and no others."""
 
     values: dict[str, Answer]
+    unchecked: tuple[str, ...] = ()
+    """Names that the question asks for as well but that nobody has a value for: they may come, with any value."""
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -158,7 +160,11 @@ class NotApplicable(
     """The question has no answer on this data, and saying so is the answer."""
 
 
-Answer = Number | Integer | Boolean | Choice | Text | Date | Labelled | ListOf | Named | NotApplicable
+class Hidden(msgspec.Struct, frozen=True, kw_only=True, tag="hidden", tag_field="type", forbid_unknown_fields=True):
+    """An answer that only the benchmark's owner has: an episode ends without a verdict, and no text is right."""
+
+
+Answer = Number | Integer | Boolean | Choice | Text | Date | Labelled | ListOf | Named | NotApplicable | Hidden
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,6 +236,8 @@ def describe(expected: Answer) -> str:
             return ", ".join(f"@{name}[{describe(value)}]" for name, value in values.items())
         case NotApplicable():
             return "'Not Applicable'"
+        case Hidden():
+            return "an answer that is not known here"
 
 
 def reference_text(expected: Answer) -> str:
@@ -254,6 +262,8 @@ def reference_text(expected: Answer) -> str:
             return ", ".join(f"@{name}[{reference_text(value)}]" for name, value in values.items())
         case NotApplicable():
             return "Not Applicable"
+        case Hidden():
+            return ""
 
 
 def _matches(candidate: str, expected: Answer) -> bool:
@@ -280,10 +290,12 @@ def _matches(candidate: str, expected: Answer) -> bool:
             return literals.fold(got_label) == literals.fold(label) and _number_matches(got_number, number)
         case ListOf(items=items, ordered=ordered):
             return _list_matches(literals.split_list(candidate, len(items)), items, ordered)
-        case Named(values=values):
-            return _named_matches(literals.read_named(candidate), values)
+        case Named(values=values, unchecked=unchecked):
+            return _named_matches(literals.read_named(candidate), values, unchecked)
         case NotApplicable():
             return literals.fold(candidate) in {"not applicable", "n/a"}
+        case Hidden():
+            return False
 
 
 def _number_matches(candidate: str, expected: Number) -> bool:
@@ -355,8 +367,8 @@ def _item_matches(text: str, item: Answer) -> bool:
         return False
 
 
-def _named_matches(got: dict[str, str], expected: dict[str, Answer]) -> bool:
-    if set(got) != set(expected):
+def _named_matches(got: dict[str, str], expected: dict[str, Answer], unchecked: tuple[str, ...]) -> bool:
+    if not set(expected) <= set(got) <= {*expected, *unchecked}:
         raise NotThisType(f"names {sorted(got)} where {sorted(expected)} were expected")
     return all(_item_matches(got[name], answer) for name, answer in expected.items())
 

@@ -30,8 +30,8 @@ from jupyter_env.action import (
     tool_call,
     tool_schemas,
 )
-from jupyter_env.answer import Verdict, reference_text, verify
-from jupyter_env.chat import neutral
+from jupyter_env.answer import Hidden, Verdict, reference_text, verify
+from jupyter_env.chat import Usage, neutral
 from jupyter_env.interpreters.base import CellResult, InfrastructureError, Interpreter, Status
 from jupyter_env.task import Task
 
@@ -39,7 +39,15 @@ EPISODE_SCHEMA_VERSION = 1
 """Of the records this version writes; `read_records` upgrades older ones."""
 
 StopReason = Literal[
-    "answered", "turn_limit", "time_limit", "output_limit", "kernel_lost", "agent_stopped", "infrastructure_error"
+    "answered",
+    "turn_limit",
+    "time_limit",
+    "output_limit",
+    "no_call",
+    "context_limit",
+    "kernel_lost",
+    "agent_stopped",
+    "infrastructure_error",
 ]
 StepStatus = Status | Literal["malformed", "answered"]
 OnInfrastructureError = Literal["retry", "raise", "nan"]
@@ -107,7 +115,7 @@ class EpisodeRecord(msgspec.Struct, kw_only=True):
     verdict: Verdict | None = None
     """Only after the end, and only if there was an answer."""
     reward: float | None = None
-    """None while it runs and after an infrastructure error."""
+    """None while it runs, after an infrastructure error, and after an answer that nobody here can judge."""
     reward_parts: dict[str, float] = {}
     error: str | None = None
     """Of the machine, with stop reason `infrastructure_error`."""
@@ -117,6 +125,16 @@ class EpisodeRecord(msgspec.Struct, kw_only=True):
     """Wall time from start to end, the agent's thinking included."""
     cell_s: float = 0.0
     """Wall time in cells."""
+    model_s: float = 0.0
+    """Wall time waiting for the model."""
+    usage: Usage = Usage()
+    """Of the model, where it reports it."""
+    shortened_outputs: int = 0
+    """Old outputs in `messages` that were cut to fit the model's context; `cells` has them whole."""
+    attempt: int = 1
+    """Above 1 after failures of the machine."""
+    config: str = ""
+    """Of the run that made it: the hash in its `run.json`."""
     schema_version: int = EPISODE_SCHEMA_VERSION
 
 
@@ -236,8 +254,12 @@ class Episode:
             self.record.provenance = "simulated"
         await self._interpreter.start(self._files)
 
-    async def step(self, message: str | Message) -> Step:
+    async def step(self, message: str | Message, cut: bool = False) -> Step:
         """Take one message of the agent: run its cell, take its answer, or say what is wrong with it.
+
+        Args:
+            message: the whole message; a text is one without native tool calls.
+            cut: it was cut at the model's token limit, and is told so if it holds no whole call.
 
         Raises:
             RuntimeError: the episode has not started or has ended.
@@ -262,7 +284,10 @@ class Episode:
             return self._observe(result.text or "(no output)", result.status, stored)
         self.record.malformed_turns += 1
         self._end_if_spent(None)
-        return self._observe(f"Error: {neutral(action.reason)}.\n{HOW_TO_CALL}", "malformed", stored)
+        reason = neutral(action.reason) + (
+            " (it was cut at the token limit: write less before the call)" if cut else ""
+        )
+        return self._observe(f"Error: {reason}.\n{HOW_TO_CALL}", "malformed", stored)
 
     def _remember(self, message: Message, action: Action) -> Message:
         """Store the agent's message, its call in structured form where it was one."""
@@ -271,7 +296,7 @@ class Episode:
         text = stored["content"] if isinstance(stored["content"], str) else ""
         if not isinstance(action, Malformed):
             if native := message.get("tool_calls"):
-                stored["tool_calls"] = [tool_call(action, native[0].get("id") or f"call_{self.record.turns}")]
+                stored["tool_calls"] = [tool_call(action, str(native[0].get("id") or f"call_{self.record.turns}"))]
             elif "<tool_call>" in text:
                 reasoning, said = split_reasoning(text)
                 stored["content"] = said.partition("<tool_call>")[0].strip()
@@ -327,11 +352,18 @@ class Episode:
         return await self._interpreter.run_cell(action.code, timeout_s)
 
     def _end_with_answer(self, action: FinalAnswer) -> Step:
-        verdict = verify(action.answer, self.task.answer)
         self.record.answer = action.answer
+        if isinstance(self.task.answer, Hidden):
+            return self._end_unjudged()
+        verdict = verify(action.answer, self.task.answer)
         self.record.verdict = verdict
         self._end("answered", verdict.score)
         return Step(observation="", reward=verdict.score, terminated=True, truncated=False, status="answered")
+
+    def _end_unjudged(self) -> Step:
+        self.record.stop_reason = "answered"
+        self.record.duration_s = monotonic() - self._started_s
+        return Step(observation="", reward=float("nan"), terminated=True, truncated=False, status="answered")
 
     def _end_if_spent(self, result: CellResult | None) -> None:
         if result is not None and not result.alive:
@@ -377,10 +409,15 @@ class Episode:
         twin.record.id = f"{self.record.id}.{name}"
         return twin
 
-    def stop(self) -> None:
+    def stop(self, reason: StopReason = "agent_stopped") -> None:
         """End it without an answer, on the agent's or runner's part; after the end nothing happens."""
         if not self.done:
-            self._end("agent_stopped", 0.0)
+            self._end(reason, 0.0)
+
+    def fail(self, error: str) -> None:
+        """End it as the machine's failure, such as a model server's: no reward; after the end nothing happens."""
+        if not self.done:
+            self._fail(error)
 
     def _end(self, reason: StopReason, score: float) -> None:
         self.record.stop_reason = reason

@@ -1,6 +1,6 @@
 """Agents without a model: an oracle that proves that tasks can be solved, and two honest weak ones to compare with.
 
-Each is a `Model` (messages and tools in, message out), as language models are. Only the oracle is given the task;
+Each is a `Model` (messages and tools in, reply out), as language models are. Only the oracle is given the task;
 the others see what a model would see.
 """
 
@@ -10,23 +10,21 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
 from jupyter_env.action import ExecuteCode, FinalAnswer, Message, tool_call
 from jupyter_env.answer import reference_text
+from jupyter_env.chat import Model, Reply
 from jupyter_env.task import Task
-
-Model = Callable[[Sequence[Message], Sequence[dict[str, Any]]], Awaitable[Message]]
-"""One turn: the conversation and the tools in, the assistant's message out."""
 
 MakeModel = Callable[[Task, int], Model]
 """A model for one episode of this task with this seed."""
 
 
-def _call(action: ExecuteCode | FinalAnswer) -> Message:
-    return {"role": "assistant", "content": "", "tool_calls": [tool_call(action)]}
+def _call(action: ExecuteCode | FinalAnswer) -> Reply:
+    return Reply(message={"role": "assistant", "content": "", "tool_calls": [tool_call(action)]})
 
 
 def oracle(task: Task, seed: int) -> Model:
@@ -35,7 +33,7 @@ def oracle(task: Task, seed: int) -> Model:
     A task without reference code is answered with its expected answer.
     """
 
-    async def respond(messages: Sequence[Message], _tools: Sequence[dict[str, Any]]) -> Message:
+    async def respond(messages: Sequence[Message], _tools: Sequence[dict[str, Any]]) -> Reply:
         if task.reference_code is None:
             return _call(FinalAnswer(answer=reference_text(task.answer)))
         turn = sum(message["role"] == "assistant" for message in messages)
@@ -67,7 +65,7 @@ def guess(task: Task, seed: int) -> Model:
     """Never opens the data: answers with a number or a word, by what the guidelines ask for."""
     rng = random.Random(f"guess {task.id} {seed}")
 
-    async def respond(messages: Sequence[Message], _tools: Sequence[dict[str, Any]]) -> Message:
+    async def respond(messages: Sequence[Message], _tools: Sequence[dict[str, Any]]) -> Reply:
         asked = str(messages[1]["content"])
         answer = str(rng.randint(1, 100)) if _wants_number(asked) else rng.choice(_names(asked) or ["unknown"])
         return _call(FinalAnswer(answer=answer))
@@ -79,7 +77,7 @@ def peek(task: Task, seed: int) -> Model:
     """Reads the first five rows of the first table and answers as if they were all of it."""
     rng = random.Random(f"peek {task.id} {seed}")
 
-    async def respond(messages: Sequence[Message], _tools: Sequence[dict[str, Any]]) -> Message:
+    async def respond(messages: Sequence[Message], _tools: Sequence[dict[str, Any]]) -> Reply:
         asked = str(messages[1]["content"])
         if len(messages) == 2:
             paths = re.findall(r"^- (data/.*) \([^()]*\)$", asked, re.MULTILINE)

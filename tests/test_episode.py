@@ -71,6 +71,9 @@ async def stopped(reason: StopReason) -> Episode:
         case "kernel_lost":
             episode = await started(FakeInterpreter(result("gone", status="kernel_died")))
             await episode.step(cell())
+        case "no_call" | "context_limit":
+            episode = await started()
+            episode.stop(reason)
         case "agent_stopped":
             episode = await started()
             await episode.step(cell())

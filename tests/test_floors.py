@@ -7,16 +7,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jupyter_env"
 FLOORS = [
-    {"literals", "dabstep_compat", "blocking", "forkserver"},
+    {"literals", "dabstep_compat", "blocking", "forkserver", "statistics"},
     {"answer", "action"},
     {"task", "chat"},
-    {"interpreters"},
+    {"interpreters", "models"},
     {"tasksets"},
     {"episode"},
-    {"env", "scripted", "report"},
-    {"registration", "rollout", "evaluate", "check"},
-    {"play"},
-    {"cli", "kernels_cli", "__init__"},
+    {"agent", "env", "scripted", "report"},
+    {"registration", "runfile", "check"},
+    {"rollout", "evaluate"},
+    {"rayrun", "play"},
+    {"commands"},
+    {"cli", "__init__"},
 ]
 DOORWAYS = {("task", "tasksets"), ("task", "interpreters")}
 """Imports upwards inside functions; see docs/architecture.md."""

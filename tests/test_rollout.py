@@ -7,10 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from fakes import FakeInterpreter
 from nbclient import NotebookClient
 
-from jupyter_env import Budget, Task, TaskDataError, TaskError, TaskPool
+from jupyter_env import Budget, InfrastructureError, Task, TaskDataError, TaskError, TaskPool
 from jupyter_env.answer import Integer
+from jupyter_env.chat import ModelSetupError, ModelUnavailable, Reply
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import pass_rates, wilson_interval
 from jupyter_env.report.notebook import to_notebook, write_notebook
@@ -102,6 +104,64 @@ def test_a_kernel_that_does_not_start_is_recorded_not_raised(tmp_path: Path) -> 
     assert pass_rates([record]) == {}
 
 
+def test_a_server_that_is_gone_ends_the_run_and_not_each_job_in_vain(tmp_path: Path) -> None:
+    tries = 0
+
+    def gone(task: Task, seed: int):
+        async def respond(messages: object, tools: object) -> Reply:
+            nonlocal tries
+            tries += 1
+            if seed < 2:
+                return Reply(message={"role": "assistant", "content": "final_answer: 42"})
+            raise ModelUnavailable("nobody answers")
+
+        return respond
+
+    import jupyter_env.rollout as module
+
+    pool = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
+    out = tmp_path / "episodes.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_kernel", lambda settings: FakeInterpreter())
+        with pytest.raises(InfrastructureError, match=r"last 50 attempts all failed.*nobody answers"):
+            asyncio.run(rollout(plan(pool, ["gone"], 500), pool, {"gone": gone}, out, concurrency=4))
+    assert tries < 60 and len(list(read_records(out))) == 2
+
+
+def test_a_run_that_ends_early_leaves_no_kernel(tmp_path: Path, no_leaks: Path) -> None:
+    def refused(task: Task, seed: int):
+        async def respond(messages: object, tools: object) -> Reply:
+            if seed == 3:
+                await asyncio.sleep(3)  # the others are in their cells then
+                raise ModelSetupError("a wrong key")
+            return Reply(message={"role": "assistant", "content": "```python\nimport time; time.sleep(60)\n```"})
+
+        return respond
+
+    pool = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
+    with pytest.raises(ModelSetupError):
+        out = tmp_path / "episodes.jsonl"
+        asyncio.run(rollout(plan(pool, ["r"], 4), pool, {"r": refused}, out, concurrency=4))
+
+
+def test_one_episode_is_planned_once(pool: TaskPool, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two jobs make the episode"):
+        run(pool[:1], ["guess", "guess"], tmp_path / "episodes.jsonl")
+
+
+def test_a_defect_in_an_agent_is_kept_with_its_traceback(tmp_path: Path) -> None:
+    def broken(task: Task, seed: int):
+        async def respond(messages: object, tools: object) -> Reply:
+            raise KeyError("oops") if seed == 1 else ModelUnavailable("x")
+
+        return respond
+
+    pool = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
+    out = tmp_path / "episodes.jsonl"
+    records = asyncio.run(rollout(plan(pool, ["b"], 2), pool, {"b": broken}, out, retries=0))
+    assert "KeyError: 'oops'" in (records[1].error or "") and out.read_bytes() == b""
+
+
 def test_bad_lines_name_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     path.write_text('{"id": "a", "task_id": 3, "question": ""}\n')
@@ -119,11 +179,12 @@ def test_notebook_of_errors_timeouts_and_malformed_turns_runs_again(tmp_path: Pa
     turns = iter(["print('hello')", "1/0", "while True: pass", None, "print(6*7)"])
 
     def clumsy(task: Task, seed: int):
-        async def respond(messages: object, tools: object) -> dict[str, str]:
+        async def respond(messages: object, tools: object) -> Reply:
             code = next(turns, "")
             if code is None:
-                return {"role": "assistant", "content": "Let me think."}
-            return {"role": "assistant", "content": f"```python\n{code}\n```" if code else "final_answer: 42"}
+                return Reply(message={"role": "assistant", "content": "Let me think."})
+            text = f"```python\n{code}\n```" if code else "final_answer: 42"
+            return Reply(message={"role": "assistant", "content": text})
 
         return respond
 

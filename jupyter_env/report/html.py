@@ -61,6 +61,8 @@ def _episode(record: EpisodeRecord) -> dict[str, Any]:
 def _outcome(record: EpisodeRecord) -> str:
     if record.stop_reason == "infrastructure_error":
         return "machine failure"
+    if record.stop_reason == "answered" and record.verdict is None:  # only the benchmark's owner has the answer
+        return "not judged"
     return "no answer" if record.verdict is None else "correct" if record.verdict.correct else "wrong"
 
 
@@ -69,7 +71,7 @@ def _steps(record: EpisodeRecord, first: int) -> list[dict[str, Any]]:
     cells = {cell.turn: cell for cell in record.cells}
     starts = [i for i, m in enumerate(record.messages) if i >= first and m.get("role") == "assistant"]
     steps = []
-    for turn, (start, end) in enumerate(zip(starts, [*starts[1:], len(record.messages)], strict=True), 1):
+    for turn, (start, end) in enumerate(zip(starts, [*starts, len(record.messages)][1:], strict=True), 1):
         observation = _text(record.messages[start + 1].get("content")) if start + 1 < end else ""
         step = {"turn": turn, "kind": "malformed", "observation": observation, **_said(record.messages[start])}
         if turn in cells:

@@ -197,3 +197,15 @@ def test_a_browser_follows_a_link_to_an_episode(tmp_path: Path) -> None:
     pane = document.partition('<section id="episode"')[2].partition("</section>")[0]
     assert f'<h2>{records[4].task_id}</h2><span class="badge none">no answer</span>' in pane
     assert "the message holds no call" in pane
+
+
+def test_ends_before_the_first_turn_and_answers_without_a_verdict_are_shown(tmp_path: Path) -> None:
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    answer = {"role": "assistant", "content": "final_answer: 4"}
+    records = [
+        EpisodeRecord(id="a", task_id="a", question="q", messages=asked, stop_reason="context_limit", reward=0.0),
+        EpisodeRecord(id="b", task_id="b", question="q", messages=[*asked, answer], stop_reason="answered", answer="4"),
+    ]
+    page = written(tmp_path, records)
+    assert [episode["outcome"] for episode in page.data] == ["no answer", "not judged"]
+    assert [len(episode["steps"]) for episode in page.data] == [0, 1]

@@ -1,0 +1,144 @@
+"""`jupyter-env rollout`, and the run of `jupyter-env demo`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from jupyter_env.agent import PROMPTS, AgentSettings, agent_settings
+from jupyter_env.commands.console import DataRoot, Json, PoolFile, load_pool
+from jupyter_env.commands.run import ModelSpec, Run, roll_out, show
+from jupyter_env.episode import Budget
+from jupyter_env.scripted import AGENTS
+from jupyter_env.task import TaskError, TaskPool
+
+
+def rollout_command(
+    pool: Annotated[str | None, PoolFile.__metadata__[0]] = None,
+    pool_option: Annotated[str | None, typer.Option("--pool", help="The pool, if not given as the argument.")] = None,
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(help=f"A scripted agent: {', '.join(AGENTS)}; may be given several times. Default: oracle."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model, as its server knows it, in place of --agent.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Of an OpenAI-compatible server, such as http://localhost:8000/v1.")
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option(help="Name of the environment variable with the server's key.")
+    ] = "OPENAI_API_KEY",
+    prompt: Annotated[
+        str, typer.Option(help=f"System prompt: {', '.join(PROMPTS)} (comments required) or a text file.")
+    ] = "system",
+    temperature: Annotated[float | None, typer.Option(help="Default: the server's.", min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Default: the server's.", min=0, max=1)] = None,
+    max_tokens: Annotated[int, typer.Option(help="Of one reply.", min=1)] = 4096,
+    context_tokens: Annotated[
+        int | None, typer.Option(help="Of the model; old outputs are shortened to fit. Default: what the server says.")
+    ] = None,
+    extra: Annotated[
+        str | None,
+        typer.Option(help='More fields of each request: \'{"chat_template_kwargs": {"enable_thinking": false}}\'.'),
+    ] = None,
+    tools_as_text: Annotated[
+        bool, typer.Option("--tools-as-text", help="For servers that parse no tool calls: write them in the messages.")
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run the model in this process with transformers; no server.")
+    ] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster to run on, such as 10.0.0.1:6379, or auto.")
+    ] = None,
+    data_root: DataRoot = None,
+    n: Annotated[int, typer.Option(help="Episodes per task and agent.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first of the n episodes; the others count on.", min=0)] = 0,
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Of the run; default: the time.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this --name.")] = False,
+    mix: Annotated[bool, typer.Option("--mix", help="With --resume: even if it was configured otherwise.")] = False,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(help="Episodes at a time (on each node). Default: 32 with a model, else twice the cores.", min=1),
+    ] = None,
+    retries: Annotated[int, typer.Option(help="Of an episode that the machine failed.", min=0)] = 2,
+    max_turns: Annotated[int, typer.Option(help="Messages of the agent in an episode.", min=1)] = Budget().max_turns,
+    cell_timeout: Annotated[float, typer.Option(help="Seconds for one cell.", min=0.1)] = Budget().cell_timeout_s,
+    reports: Annotated[bool, typer.Option(help="Write notebooks and the report at the end.")] = True,
+    json: Json = False,
+) -> None:
+    """Run agents on a pool; writes episodes, notebooks and a report. A run that was cut goes on with --resume."""
+    if (pool is None) == (pool_option is None):
+        raise TaskError("give one pool: a file, a hub id or a benchmark, as the argument or with --pool")
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        raise TaskError(f"--name is the name of one folder below {runs}, got {name!r}")
+    if (mix and not resume) or (resume and name is None):
+        raise TaskError("--mix goes with --resume" if mix and not resume else "--resume needs the run's --name")
+    if model is not None and agent:
+        raise TaskError("give --model or --agent, not both")
+    if ray is not None and local:
+        raise TaskError("--local runs the model in this process, and --ray the episodes elsewhere; give one of them")
+    run = Run(
+        pool=load_pool(pool or pool_option or "", data_root),
+        folder=runs / (name or time.strftime("rollout-%Y%m%d-%H%M%S")),
+        n=n,
+        seed=seed,
+        budget=Budget(max_turns=max_turns, cell_timeout_s=cell_timeout),
+        concurrency=concurrency,
+        retries=retries,
+        resume=resume,
+        mix=mix,
+        reports=reports,
+        ray=ray,
+    )
+    if model is None:
+        run.agents = _scripted(agent or ["oracle"])
+    else:
+        sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "extra": _fields(extra)}
+        run.settings = _settings(prompt, context_tokens, max_tokens)
+        run.concurrency = concurrency or 32
+        run.model = ModelSpec(
+            name=model,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            sampling={name: value for name, value in sampling.items() if value is not None},
+            concurrency=run.concurrency,
+            local=local,
+            tools_as_text=tools_as_text,
+        )
+        identity = {"model": model, "sampling": run.model.sampling, "local": local, "tools_as_text": tools_as_text}
+        run.agents = {model: {**identity, "settings": msgspec.to_builtins(run.settings)}}
+    show(run, roll_out(run), json)
+
+
+def _fields(extra: str | None) -> dict[str, Any]:
+    try:
+        fields = jsonlib.loads(extra or "{}")
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise TaskError(f"--extra is a JSON object, got {extra!r}")
+    return fields
+
+
+def _settings(prompt: str, context_tokens: int | None, max_tokens: int) -> AgentSettings:
+    try:
+        return agent_settings(prompt, context_tokens=context_tokens, reply_tokens=max_tokens)
+    except ValueError as error:
+        raise TaskError(f"--prompt: {error}") from None
+
+
+def _scripted(agents: list[str]) -> dict[str, dict[str, Any]]:
+    if unknown := sorted(set(agents) - set(AGENTS)):
+        raise TaskError(f"there is no agent {', '.join(unknown)}; the agents are {', '.join(AGENTS)}")
+    return {agent: {"scripted": agent} for agent in agents}
+
+
+def run_scripted(pool: TaskPool, folder: Path, concurrency: int | None, json: bool) -> None:
+    """All scripted agents, one episode each on every task of a pool: the demo."""
+    run = Run(pool=pool, agents=_scripted(list(AGENTS)), folder=folder, concurrency=concurrency)
+    show(run, roll_out(run), json)
