@@ -61,8 +61,8 @@ def seen(notebook: nbformat.NotebookNode) -> list[str]:
                 if output.name == "stdout":  # warnings on stderr name files and lines of libraries
                     parts["stdout"] = parts.get("stdout", "") + output.text
             else:
-                parts["data"] = parts.get("data", "") + json.dumps(output.data, sort_keys=True)
-        cells.append(normal(json.dumps(parts, sort_keys=True)))
+                parts["data"] = parts.get("data", "") + json.dumps(output.data, sort_keys=True, ensure_ascii=False)
+        cells.append(normal(json.dumps(parts, sort_keys=True, ensure_ascii=False)))
     return cells
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import gc
 import importlib
@@ -53,12 +54,21 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
 def _preload(names: list[str]) -> dict[str, str]:
     """Import them; those that cannot be are named with their error, since a kernel works without."""
     failed = {}
+    # By this name libraries know at import where they are: pandas shows more columns in a notebook.
+    builtins.get_ipython = lambda: _InKernel  # type: ignore[attr-defined]
     for name in names:
         try:
             importlib.import_module(name)
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
+    del builtins.get_ipython  # type: ignore[attr-defined]
     return failed
+
+
+class _InKernel:
+    """As much of a shell as shows that there is a kernel."""
+
+    kernel = None
 
 
 def _warm_up(app: Any) -> None:
@@ -73,7 +83,9 @@ def _warm_up(app: Any) -> None:
         shell.display_formatter.format(pandas.DataFrame({"a": [1.0]}))
     if "matplotlib" in sys.modules:
         with contextlib.suppress(Exception):
-            importlib.import_module("matplotlib_inline.backend_inline")
+            # Not the inline backend itself: importing it changes settings, which a notebook's first figure is to do.
+            importlib.import_module("matplotlib.backends.backend_agg")
+            importlib.import_module("IPython.core.pylabtools")
             figure = importlib.import_module("matplotlib.figure").Figure()
             figure.add_subplot().plot([0, 1])
             figure.savefig(io.BytesIO(), format="png")

@@ -31,6 +31,7 @@ DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib.pyplot", "sklearn", "scipy")
 _PACKAGE = str(Path(__file__).parent)
 _BOOT = """
 import importlib.util, json, sys
+sys.path.remove("")
 folder = sys.argv[1]
 locations = {"submodule_search_locations": [folder]}
 spec = importlib.util.spec_from_file_location("forkserver", folder + "/__init__.py", **locations)
@@ -204,7 +205,7 @@ class ForkServer(KernelSource):
         }
         with server_end, self.folder.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [python, "-P", "-c", _BOOT, _PACKAGE, str(server_end.fileno()), json.dumps(settings)],
+                [python, "-c", _BOOT, _PACKAGE, str(server_end.fileno()), json.dumps(settings)],
                 env=environment | self.folder.environment() | dict.fromkeys(THREADS, "1"),
                 cwd=self.folder.path,
                 stdin=subprocess.DEVNULL,

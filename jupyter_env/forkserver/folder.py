@@ -30,14 +30,14 @@ class ServerFolder:
 
     def environment(self) -> dict[str, str]:
         """Where the server's libraries keep their settings, with the user's list of fonts: making it takes a second."""
-        matplotlib = self.path / "matplotlib"
+        matplotlib = self.path / "config-matplotlib"
         matplotlib.mkdir()
         cache = Path(os.environ.get("MPLCONFIGDIR") or Path.home() / ".cache" / "matplotlib")
         for fonts in cache.glob("fontlist-*.json"):
             shutil.copyfile(fonts, matplotlib / fonts.name)
         return {
             "HOME": str(self.path),
-            "IPYTHONDIR": str(self.path / "ipython"),
+            "IPYTHONDIR": str(self.path / "config-ipython"),
             "MPLCONFIGDIR": str(matplotlib),
             "TMPDIR": str(self.path),
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jupyter_env.forkserver.detect import features
-from jupyter_env.interpreters import IsolatedKernel, KernelSettings
+from jupyter_env.interpreters import IsolatedKernel, KernelSettings, LocalKernel
 
 missing = {feature.name: feature.problem for feature in features() if feature.problem and feature.required}
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"this host does not isolate: {missing}")
@@ -51,3 +51,30 @@ async def test_what_it_sees(kernel: IsolatedKernel, code: str, shown: str) -> No
 async def test_faults(kernel: IsolatedKernel, code: str, status: str, alive: bool) -> None:
     result = await kernel.run_cell(code, timeout_s=1.5)
     assert (result.status, result.alive) == (status, alive)
+
+
+SETTLED_AT_IMPORT = """
+import locale, logging, sys, warnings
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, scipy, sklearn
+names = "max_columns max_rows min_rows width large_repr notebook_repr_html expand_frame_repr show_dimensions".split()
+print({name: pd.get_option(f"display.{name}") for name in names})
+print({k: v for k, v in sorted(plt.rcParams.items())})
+print(np.get_printoptions())
+print(sorted({str(each) for each in warnings.filters}))
+print(sys.flags, sys.getrecursionlimit(), sys.stdout.encoding, locale.getlocale(), logging.root.level)
+print(sorted(name for name in dir() if not name.startswith("_")))
+print(get_ipython().__class__, __name__, [path for path in sys.path if "site-packages" not in path])
+"""
+
+
+async def test_libraries_are_as_in_a_plain_kernel():
+    """What a library settles when it is imported must not depend on where that was."""
+    plain, isolated = LocalKernel(), IsolatedKernel(KernelSettings(parked=0))
+    texts = []
+    for kernel in (plain, isolated):
+        await kernel.start({})
+        outputs = (await kernel.run_cell(SETTLED_AT_IMPORT, timeout_s=60)).outputs
+        texts.append("".join(output["text"] for output in outputs))
+        await kernel.close()
+    for ours, theirs in zip(texts[1].splitlines(), texts[0].splitlines(), strict=True):
+        assert ours == theirs
