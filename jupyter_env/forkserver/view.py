@@ -156,7 +156,10 @@ def _build(hidden: Sequence[str], devices: Sequence[str]) -> None:
         os.symlink(target, f"{root}/dev/{name}")
     os.symlink("pts/ptmx", f"{root}/dev/ptmx")
     os.symlink("/agent/shm", f"{root}/dev/shm")
-    os.symlink(TMP, f"{root}/tmp")
+    if os.path.isdir(f"{root}/tmp"):  # the Python itself is in there; see `_cover_tmp`
+        _in_tmp.extend(prefix for prefix in prefixes if prefix.startswith("/tmp/"))
+    else:
+        os.symlink(TMP, f"{root}/tmp")
     for folder in ("agent", "proc", "run"):
         os.makedirs(root + "/" + folder)
     # The server's own, under the one that each kernel mounts: without it a user namespace may not mount any.
@@ -217,10 +220,27 @@ def enter(work_bytes: int, uid: int, folder: int | None) -> None:
     syscalls.mount("proc", "/proc", "proc", syscalls.NOSUID | syscalls.NODEV)
     with contextlib.suppress(OSError):  # only terminals, and IPython's `!command`, need it
         syscalls.mount("pts", "/dev/pts", "devpts", syscalls.NOSUID, "newinstance,ptmxmode=0666")
+    if _in_tmp:
+        _cover_tmp()
     if folder is not None:
         _overlay(folder, uid)
         os.close(folder)
     os.chdir(WORK)
+
+
+_in_tmp: list[str] = []
+"""Folders of the Python that lie in /tmp."""
+
+
+def _cover_tmp() -> None:
+    """Where a checkout lies in /tmp: a /tmp of the kernel's own over it, and its Python in that again."""
+    held = {prefix: os.open(prefix, os.O_PATH | os.O_CLOEXEC) for prefix in _in_tmp}
+    os.mkdir("/agent/.tmp")
+    os.chmod("/agent/.tmp", 0o1777)
+    syscalls.mount("/agent/.tmp", "/tmp", None, syscalls.BIND)
+    for prefix, fd in held.items():
+        _bind(f"/proc/self/fd/{fd}", prefix)
+        os.close(fd)
 
 
 def agent_options(work_bytes: int, uid: int) -> str:
