@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
-from conftest import eventually, has_ended, kernel_processes
 from fakes import FakeFactory, FakeInterpreter, result
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from processes import eventually, has_ended, kernel_processes
 
 from jupyter_env import InfrastructureError, JupyterQAEnv, TaskError, TaskPool
 from jupyter_env.interpreters import CellResult

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import eventually
+from processes import eventually
 
 from jupyter_env.answer import Integer
 from jupyter_env.episode import Episode

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
-from conftest import eventually, has_ended
 from hostile import CASES
+from processes import eventually, has_ended
 
 from jupyter_env.forkserver import cgroups
 from jupyter_env.forkserver.detect import features

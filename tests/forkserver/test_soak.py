@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import eventually, has_ended
+from processes import eventually, has_ended
 
 from jupyter_env.forkserver.client import Caps, ForkServer
 from jupyter_env.forkserver.detect import features

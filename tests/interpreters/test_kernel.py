@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import eventually, kernel_processes
+from processes import eventually, kernel_processes
 
 from jupyter_env.interpreters import CellResult, InfrastructureError, KernelSettings, LocalKernel
 from jupyter_env.interpreters.local import _remove
