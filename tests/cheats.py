@@ -290,8 +290,9 @@ DEADLY = {
         "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
         "timeout",
     ),
-    "floods-after-removing-its-sockets": (
-        "import shutil; shutil.rmtree('../run'); print('x' * 40_000_000)",
+    "floods-deaf-to-interrupts": (
+        "import signal, shutil\nsignal.signal(2, signal.SIG_IGN); shutil.rmtree('../run')\n"
+        "while True: print('x' * 4_000_000)",
         "timeout",
     ),
     "replies-without-content": (_SENDING + "reply_with(lambda frames: frames.pop())", "timeout"),

@@ -63,7 +63,7 @@ GREED = {
         None,
         "",
     ),
-    "fork bomb": ("import os\nwhile True: os.fork()", (ERROR, TIMEOUT, DIED, OK), None, ""),
+    "fork bomb": ("import os\nwhile True: os.fork()", (ERROR, TIMEOUT, DIED, OOM, OK), None, ""),
     "thread bomb": (
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(1e6,)).start()",
         ERROR,

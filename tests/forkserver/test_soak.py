@@ -108,7 +108,9 @@ async def soak(total: int, at_a_time: int, tmp_path: Path, server: ForkServer) -
     assert eventually(lambda: psutil.Process().num_fds() <= descriptors + 2 * SETTINGS.parked, 20)
     assert eventually(lambda: len([p for p in server.folder.path.iterdir() if p.name.isdigit()]) <= SETTINGS.parked)
     assert used(server)["mounts"] == before["mounts"]
-    groups = list(Path("/sys/fs/cgroup").glob("**/jupyter-env-*/*-*"))  # noqa: ASYNC240
+    keepers = [p.pid for p in psutil.Process(server.pid).children() if p.name() == "cgroup-keeper"]
+    patterns = [f"**/jupyter-env-{pid}/*-*" for pid in keepers]
+    groups = [group for pattern in patterns for group in Path("/sys/fs/cgroup").glob(pattern)]  # noqa: ASYNC240
     assert len([group for group in groups if group.is_dir()]) <= 2 * SETTINGS.parked
     for name in ("client MB", "server MB"):
         assert samples[-1][name] <= samples[0][name] * 1.1 + 10, f"{name} grows: {[s[name] for s in samples]}"
