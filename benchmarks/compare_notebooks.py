@@ -72,8 +72,9 @@ def read(path: Path) -> nbformat.NotebookNode | str:
         notebook = nbformat.read(path, as_version=4)
     except Exception as error:
         return f"not read: {type(error).__name__}"
-    language = notebook.metadata.get("kernelspec", {}).get("language") or "python"
-    version = str(notebook.metadata.get("language_info", {}).get("version", "3"))
+    described = [notebook.metadata.get(name) for name in ("kernelspec", "language_info")]
+    spec, info = (each if isinstance(each, dict) else {} for each in described)
+    language, version = spec.get("language") or "python", str(info.get("version", "3"))
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     if (
         language.lower() != "python"
