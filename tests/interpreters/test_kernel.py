@@ -245,7 +245,9 @@ async def test_the_trainers_secrets_and_home_are_not_passed_on(monkeypatch: pyte
 
 async def test_outputs_of_every_kind():
     async with running() as kernel:
-        result = await run(kernel, "import sys\nprint('out'); print('err', file=sys.stderr)\ndisplay({'a': 1})\n5")
+        result = await run(
+            kernel, "import sys\nprint('out', flush=True); print('err', file=sys.stderr)\ndisplay({'a': 1})\n5"
+        )
         assert {output["output_type"] for output in result.outputs} == {"stream", "display_data", "execute_result"}
         assert result.text.split("\n") == ["out", "err", "{'a': 1}", "5"]
         cleared = await run(

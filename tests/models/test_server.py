@@ -86,14 +86,15 @@ async def test_a_turn_with_reasoning_calls_and_usage() -> None:
 )
 async def test_what_is_worth_another_try_gets_it(bad: Answer, no_waiting: list[tuple[int, float | None]]) -> None:
     with ScriptedServer(lambda body, number: bad if number < 2 else completion("well")) as server:
-        reply = await ask(server, timeout_s=1.0)
+        # Ample where the answer is not late: a busy machine must not make it so.
+        reply = await ask(server, timeout_s=1.0 if bad.delay_s else 20.0)
         assert reply.message["content"] == "well" and reply.usage.retries == 2
         assert len(server.requests) == 3
     assert [attempt for attempt, _ in no_waiting] == [0, 1]
     assert no_waiting[0][1] == (7.0 if bad.status == 429 else None)
     with ScriptedServer(lambda body, number: bad) as server:
         with pytest.raises(ModelUnavailable, match=r"gave up after 2 tries"):
-            await ask(server, timeout_s=0.5, max_retries=1)
+            await ask(server, timeout_s=0.5 if bad.delay_s else 20.0, max_retries=1)
         assert len(server.requests) == 2
 
 
