@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import socket
 import sys
 from typing import Any
@@ -20,15 +21,18 @@ from .threads import assert_single_thread
 from .view import Views
 
 
-def main(control_fd: int, settings: dict[str, Any]) -> None:
+def main(control_fd: str, settings_json: str) -> None:
     """Serve until the control socket closes.
 
     Args:
-        control_fd: the server's end of the control socket.
-        settings: `isolated`, `preload` (module names), `hidden` and `devices` (see `Views`), `cgroups` (see there).
+        control_fd: number of the server's end of the control socket.
+        settings_json: `isolated`, `preload` (module names), `hidden`, `devices` (see `Views`), `cgroups` (see there).
     """
     syscalls.set_name("kernel-server")
-    control = socket.socket(fileno=control_fd)
+    settings = json.loads(settings_json)
+    control = socket.socket(fileno=int(control_fd))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each kernel
     keeper = start_keeper(settings["cgroups"], control) if settings["isolated"] else None
     if settings["isolated"] and os.getuid() != 0:
         isolation.enter_user_namespace()
@@ -52,7 +56,7 @@ def main(control_fd: int, settings: dict[str, Any]) -> None:
 
 
 def _preload(names: list[str]) -> dict[str, str]:
-    """Import them; those that cannot be are named with their error, since a kernel works without."""
+    """Import them; those that are installed and cannot be are named with their error. A kernel works without."""
     failed = {}
     # By this name libraries know at import where they are: pandas shows more columns in a notebook.
     builtins.get_ipython = lambda: _InKernel  # type: ignore[attr-defined]
@@ -60,6 +64,8 @@ def _preload(names: list[str]) -> dict[str, str]:
         try:
             importlib.import_module(name)
         except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
+                continue
             failed[name] = f"{type(error).__name__}: {error}"
     del builtins.get_ipython  # type: ignore[attr-defined]
     return failed

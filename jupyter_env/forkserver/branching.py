@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import isolation, syscalls
+from .messages import receive, tell
 from .view import AGENT_FOLDER, WORK, agent_options
 
 _OWN = ("ipykernel", "tornado", "zmq", "IPython")
@@ -142,12 +143,12 @@ class Brancher:
         asyncio.get_event_loop_policy().get_event_loop().add_reader(self._line, self._take)
 
     def _take(self) -> None:
-        message, fds, _, _ = socket.recv_fds(self._line, 1 << 16, 16)
+        message, fds = receive(self._line)
         if not message:
             return
         refusal = obstacle(self._own_threads)
         if refusal:
-            self._line.send(json.dumps({"refused": refusal}).encode())
+            tell(self._line, {"refused": refusal})
         else:
             self._fork(json.loads(message), fds)
         for fd in fds:
@@ -167,8 +168,7 @@ class Brancher:
             os.setsid()  # interrupts go to a group
             self._become_branch(spec, fds, drawn)
         except BaseException as error:
-            with contextlib.suppress(OSError):
-                self._line.send(json.dumps({"refused": f"{type(error).__name__}: {error}"}).encode())
+            tell(self._line, {"refused": f"{type(error).__name__}: {error}"})
         finally:
             os._exit(0)
 
@@ -186,8 +186,8 @@ class Brancher:
 
         def ready() -> None:
             random.setstate(drawn)  # Python seeds it anew when it forks; a branch has the same state
-            with contextlib.suppress(OSError):
-                connection.send(b'{"ready": true}', socket.MSG_NOSIGNAL)
+            tell(connection, {"ready": True})
+            connection.close()
             self.listen()
 
         self._serve(spec["connection"], listeners, ready)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import syscalls
+from .messages import receive, tell
 from .pidfd import pid_of
 
 _PREFIX = "jupyter-env-"
@@ -150,10 +151,7 @@ def _keep(connection: socket.socket, folders: dict[str, Path]) -> None:
     lines, made = {connection: 0}, 0
     while connection in lines:
         for line in select.select(list(lines), [], [])[0]:
-            try:
-                message, fds, _, _ = socket.recv_fds(line, 65_536, 1)
-            except ConnectionError:  # it went away with an answer unread
-                message = b""
+            message, fds = receive(line)
             if not message:
                 del lines[line]
                 line.close()
@@ -180,8 +178,7 @@ def _answer(
         os.close(fds[0])
     else:
         answer = {"left": number, "out_of_memory": any(_killed(group) for group in groups)}
-    with contextlib.suppress(OSError):
-        line.send(json.dumps(answer).encode(), socket.MSG_NOSIGNAL)
+    tell(line, answer)
     return groups if "leave" in request else set()
 
 

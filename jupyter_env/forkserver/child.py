@@ -8,30 +8,30 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import isolation, syscalls
 from .branching import Brancher
+from .messages import tell
 
 
 def run_kernel(
     app: Any,
     spec: dict[str, Any],
+    connection: socket.socket,
     listeners: list[int],
     folder: int | None,
     line: socket.socket | None,
-    tell: Callable[[dict[str, Any]], None],
 ) -> NoReturn:
-    """Become the kernel that the spec describes; `tell` says `ready` or `error` to the client.
+    """Become the kernel that the spec describes.
 
     Args:
         app: the server's prebuilt IPKernelApp.
         spec: `connection`, `env`, `lean`, `forget` (modules), and either `isolation` (see `isolation.enter`) or `cwd`.
+        connection: to the kernel's client, which is told `ready` or `error`; closed before any code of an agent runs.
         listeners: see `kernel.serve`.
         folder: see `view.enter`.
         line: by which the server asks for branches, if it may.
-        tell: sends a message to the kernel's client.
     """
     try:
         os.setsid()
@@ -52,13 +52,14 @@ def run_kernel(
         brancher = Brancher(line, lambda *others: kernel.serve_branch(app, *others)) if line is not None else None
 
         def ready() -> None:
-            tell({"ready": True})
+            tell(connection, {"ready": True})
+            connection.close()
             if brancher is not None:
                 brancher.listen()
 
         kernel.serve(app, spec["connection"], listeners, spec["lean"], ready)
     except BaseException:
-        tell({"error": traceback.format_exc()[-4000:]})
+        tell(connection, {"error": traceback.format_exc()[-4000:]})
     finally:
         os._exit(0)
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,25 +24,13 @@ from . import cgroups
 from .environment import SETTINGS, THREADS, kernel_environment
 from .folder import ServerFolder
 from .forked import Endpoint, ForkedKernel, ServerError, readable
+from .loading import FOLDER, command
 from .view import HOME, RUN, TMP
 
 DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib.pyplot", "sklearn", "scipy")
 """What nearly every analysis imports; packages that are not installed are left out."""
-
-_PACKAGE = str(Path(__file__).parent)
-_BOOT = """
-import importlib.util, json, sys
-sys.path.remove("")
-folder = sys.argv[1]
-locations = {"submodule_search_locations": [folder]}
-spec = importlib.util.spec_from_file_location("forkserver", folder + "/__init__.py", **locations)
-sys.modules["forkserver"] = importlib.util.module_from_spec(spec)
-from forkserver.boot import main
-main(int(sys.argv[2]), json.loads(sys.argv[3]))
-"""
 _FIRST_UID, _UIDS = 100_000, 50_000
 """Users of kernels when the trainer is root: above those of people and services."""
-
 
 _BRANCH_TIMEOUT_S = 30.0
 """A kernel whose code keeps it from answering cannot be branched."""
@@ -79,9 +68,9 @@ class KernelSource:
         self._control = control
         self._environment = environment
         self._lock = threading.Lock()
-        self._on_close: list[Callable[[], None]] = []
+        self._on_close: list[Callable[[], object]] = []
 
-    def on_close(self, call: Callable[[], None]) -> None:
+    def on_close(self, call: Callable[[], object]) -> None:
         """Call it before the process is ended."""
         self._on_close.append(call)
 
@@ -200,12 +189,12 @@ class ForkServer(KernelSource):
             "preload": list(preload),
             "cgroups": groups,
             # This package, wherever it is installed, looks empty to kernels.
-            "hidden": [str(Path(_PACKAGE).parent)],
+            "hidden": [str(Path(FOLDER).parent)],
             "devices": _gpu_devices() if gpu else [],
         }
         with server_end, self.folder.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [python, "-c", _BOOT, _PACKAGE, str(server_end.fileno()), json.dumps(settings)],
+                command(python, "boot", str(server_end.fileno()), json.dumps(settings)),
                 env=environment | self.folder.environment() | dict.fromkeys(THREADS, "1"),
                 cwd=self.folder.path,
                 stdin=subprocess.DEVNULL,
@@ -227,7 +216,8 @@ class ForkServer(KernelSource):
                 f"the fork server ({python}) did not start in {start_timeout_s:g} s. Its last words: {words}"
             )
         self._control.settimeout(None)
-        self.not_preloaded: dict[str, str] = json.loads(greeting)["not_preloaded"]
+        for name, problem in json.loads(greeting)["not_preloaded"].items():
+            warnings.warn(f"kernels will import {name} themselves, if they can: {problem}", stacklevel=2)
 
     @property
     def pid(self) -> int:

@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import cgroups, isolation, seccomp, syscalls, view
-
-_BOOT = """
-import importlib.util, sys
-locations = {"submodule_search_locations": [sys.argv[1]]}
-spec = importlib.util.spec_from_file_location("forkserver", sys.argv[1] + "/__init__.py", **locations)
-sys.modules["forkserver"] = importlib.util.module_from_spec(spec)
-from forkserver.detect import main
-main()
-"""
+from .loading import command
 
 
 class Feature(NamedTuple):
@@ -57,9 +49,7 @@ def features() -> tuple[Feature, ...]:
         return (Feature("namespaces", "needs Linux", "kernels are not isolated", required=True),)
     if os.environ.get("JUPYTER_ENV_NO_NAMESPACES"):
         return (Feature("namespaces", "JUPYTER_ENV_NO_NAMESPACES is set", "kernels are not isolated", required=True),)
-    trial = subprocess.run(
-        [sys.executable, "-P", "-c", _BOOT, str(Path(__file__).parent)], capture_output=True, text=True, check=False
-    )
+    trial = subprocess.run(command(sys.executable, "detect"), capture_output=True, text=True, check=False)
     if trial.returncode != 0:
         problem = trial.stderr.strip().rpartition("\n")[2] or f"the trial ended with {trial.returncode}"
         return (Feature("whole view", problem, _MEANINGS["whole view"], required=True),)

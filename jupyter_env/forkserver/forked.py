@@ -99,7 +99,7 @@ class ForkedKernel:
         self._pidfd = -1
         self._awaited = {"forked", "ready", *(("capped",) if server.capped else ())}
         self._branching = asyncio.Lock()
-        self._on_close: list[Callable[[], None]] = []
+        self._on_close: list[Callable[[], object]] = []
 
     async def ready(self) -> None:
         """Return when its sockets are bound and its caps are in place.
@@ -222,7 +222,7 @@ class ForkedKernel:
         for call in self._on_close:
             call()
 
-    def on_close(self, call: Callable[[], None]) -> None:
+    def on_close(self, call: Callable[[], object]) -> None:
         """Call it when the kernel is closed."""
         self._on_close.append(call)
 

@@ -29,12 +29,11 @@ from typing import Any
 from . import branching, syscalls
 from .cgroups import Keeper
 from .child import own_modules, run_kernel
+from .messages import receive, tell
 from .pidfd import pid_of
 from .template import run_setup
 from .threads import assert_single_thread
 from .view import Views
-
-_MAX_FDS = 16
 
 
 @dataclass
@@ -90,19 +89,19 @@ class Server:
                 key.data()
 
     def _take_request(self) -> None:
-        message, fds = _receive(self._control)
+        message, fds = receive(self._control)
         if not message:
             self._running = False
             return
         request = json.loads(message)
         connection, listeners = socket.socket(fileno=fds[0]), fds[1:]
-        if "template" in request:
-            self._make_template(request["template"], connection)
-            return
         try:
-            self._spawn(request["spawn"], connection, listeners)
+            if "template" in request:
+                self._make_template(request["template"], connection)
+            else:
+                self._spawn(request["spawn"], connection, listeners)
         except OSError as error:
-            _tell(connection, {"error": f"the kernel could not be forked: {error}", "errno": error.errno})
+            tell(connection, {"error": f"the server could not fork: {error}", "errno": error.errno})
             connection.close()
         finally:
             for fd in listeners:
@@ -118,9 +117,11 @@ class Server:
         family = line = line_end = None
         try:
             if spec.get("isolation", {}).get("branchable"):
-                family = _Family(_forked(branching.be_first_process), set())
+                first_process, first_pidfd = _forked(branching.be_first_process)
+                os.close(first_pidfd)
+                family = _Family(first_process, set())
                 line, line_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            pid = _forked(lambda: self._become_kernel(spec, connection, listeners, folder, line_end))
+            pid, pidfd = _forked(lambda: self._become_kernel(spec, connection, listeners, folder, line_end))
         finally:
             if self._views is not None:
                 syscalls.setns(self._own_pid_namespace, syscalls.NEWPID)
@@ -128,7 +129,7 @@ class Server:
                 os.close(folder)
             if line_end is not None:
                 line_end.close()
-        self._welcome(_Kernel(next(self._numbers), pid, os.pidfd_open(pid), connection, spec, line, family))
+        self._welcome(_Kernel(next(self._numbers), pid, pidfd, connection, spec, line, family))
 
     def _welcome(self, kernel: _Kernel) -> None:
         """A new process is there: count it, cap it, tell its client, watch it."""
@@ -156,15 +157,14 @@ class Server:
                 assert_single_thread()
             except BaseException as error:
                 text = "".join(traceback.format_exception_only(error)) if isinstance(error, OSError) else str(error)
-                _tell(control, {"error": text[-4000:]})
+                tell(control, {"error": text[-4000:]})
                 return
             gc.collect()
             gc.freeze()
-            _tell(control, {"private_bytes": _private_bytes()})
+            tell(control, {"private_bytes": _private_bytes()})
             Server(control, self._app, self._views, keeper).run()
 
-        pid = _forked(become)
-        pidfd = os.pidfd_open(pid)
+        pid, pidfd = _forked(become)
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._bury(pid, pidfd))
         control.close()
         if keeper is not None:
@@ -188,7 +188,7 @@ class Server:
         if self._views is not None:
             self._views.close()
         spec["forget"] = self._own_modules
-        run_kernel(self._app, spec, listeners, folder, line, lambda message: _tell(connection, message))
+        run_kernel(self._app, spec, connection, listeners, folder, line)
 
     def _close(self) -> None:
         """In a child: close what is the server's alone."""
@@ -207,7 +207,7 @@ class Server:
 
     def _take_message(self, kernel: _Kernel) -> None:
         """On a kernel's connection: files to attach, a branch, or end of file: its client wants it killed."""
-        message, fds = _receive(kernel.connection)
+        message, fds = receive(kernel.connection)
         if not message:
             self._selector.unregister(kernel.connection)
             with contextlib.suppress(ProcessLookupError):
@@ -220,9 +220,9 @@ class Server:
         try:
             assert self._views is not None and kernel.pid is not None, "files go to isolated kernels, and no branches"
             self._views.attach(kernel.pid, request["attach"])
-            _tell(kernel.connection, {"attached": True})
+            tell(kernel.connection, {"attached": True})
         except OSError as error:
-            _tell(kernel.connection, {"error": f"the files could not be mounted: {error}"})
+            tell(kernel.connection, {"error": f"the files could not be mounted: {error}"})
 
     def _ask_to_branch(self, kernel: _Kernel, spec: dict[str, Any], fds: list[int]) -> None:
         """Hand the kernel all that a branch of it needs; what comes of it is heard on its line."""
@@ -242,7 +242,7 @@ class Server:
             message = json.dumps({**spec, "listeners": len(fds) - 1}).encode()
             socket.send_fds(kernel.line, [message], [fds[0], line_end.fileno(), *fds[1:], *namespaces])
         except OSError as error:
-            _tell(connection, {"error": str(error)})
+            tell(connection, {"error": str(error)})
             connection.close()
             line.close()
         else:
@@ -256,7 +256,7 @@ class Server:
     def _take_branch(self, parent: _Kernel, connection: socket.socket, line: socket.socket) -> None:
         """The kernel's one answer: a branch, by its pidfd, or why not. The kernel may be hostile."""
         assert parent.line is not None and parent.family is not None
-        message, fds = _receive(parent.line)
+        message, fds = receive(parent.line)
         self._selector.unregister(parent.line)
         try:
             if len(fds) != 1 or pid_of(fds[0]) < 0:
@@ -264,7 +264,7 @@ class Server:
         except (ValueError, KeyError, TypeError, OSError) as error:
             for fd in fds:
                 os.close(fd)
-            _tell(connection, {"error": f"the kernel was not branched: {error}"})
+            tell(connection, {"error": f"the kernel was not branched: {error}"})
             connection.close()
             line.close()
             return
@@ -277,7 +277,7 @@ class Server:
         answer = self._keeper.receive()
         if (kernel := self._kernels.get(answer.get("joined", -1))) is not None:
             problem = answer["problem"]
-            _tell(kernel.connection, {"error": f"the kernel's cgroup: {problem}"} if problem else {"capped": True})
+            tell(kernel.connection, {"error": f"the kernel's cgroup: {problem}"} if problem else {"capped": True})
         if (ended := self._ended.pop(answer.get("left", -1), None)) is not None:
             self._tell_exit(*ended, out_of_memory=answer["out_of_memory"])
 
@@ -306,7 +306,7 @@ class Server:
             self._keeper.leave(kernel.number)
 
     def _tell_exit(self, kernel: _Kernel, code: int | None, *, out_of_memory: bool) -> None:
-        _tell(kernel.connection, {"exit": code, "out_of_memory": out_of_memory and code in (-signal.SIGKILL, None)})
+        tell(kernel.connection, {"exit": code, "out_of_memory": out_of_memory and code in (-signal.SIGKILL, None)})
         kernel.connection.close()
 
 
@@ -315,8 +315,8 @@ def _private_bytes() -> int:
     return 1024 * sum(map(int, found))
 
 
-def _forked(become: Callable[[], None]) -> int:
-    """Fork a child that does this and never comes back; returns its id."""
+def _forked(become: Callable[[], None]) -> tuple[int, int]:
+    """Fork a child that does this and never comes back; returns its id and pidfd."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -325,17 +325,9 @@ def _forked(become: Callable[[], None]) -> int:
             traceback.print_exc()
         finally:
             os._exit(1)  # whatever went wrong, there is one server only
-    return pid
-
-
-def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     try:
-        message, fds, _, _ = socket.recv_fds(connection, 1 << 20, _MAX_FDS)
-        return message, list(fds)
-    except ConnectionError:
-        return b"", []
-
-
-def _tell(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # the client is gone
-        connection.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
+        return pid, os.pidfd_open(pid)
+    except OSError:  # no descriptor is left: no one could watch it
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise

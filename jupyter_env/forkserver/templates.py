@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
 
 from .client import Caps, ForkServer, Template
+from .forked import ServerError
 from .pool import KernelPool
 
 DEFAULT_BUDGET_BYTES = 4 * 1024**3
@@ -25,57 +28,72 @@ class Templates:
     def __init__(self, server: ForkServer, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
         self._server = server
         self._budget_bytes = budget_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[object, ...], Future[KernelPool]] = OrderedDict()
         server.on_close(self.close)
-        self._kept: OrderedDict[tuple[object, ...], tuple[Template, KernelPool]] = OrderedDict()
-        self._making: dict[tuple[object, ...], asyncio.Task[tuple[Template, KernelPool]]] = {}
 
     async def pool(
         self, files: Mapping[str, str], setup: str, caps: Caps, *, parked: int = 0, max_live: int | None = None
     ) -> KernelPool:
         """Kernels that start with what the setup code makes of the files (see `ForkServer.template`).
 
-        A file that has changed on disk makes another template.
+        From any thread and event loop: who asks while a template is being made waits for it. A file that has changed
+        on disk makes another template.
 
         Raises:
             ServerError: the template could not be made.
         """
         stats = {name: os.stat(path) for name, path in files.items()}
         marks = tuple(sorted((name, at.st_dev, at.st_ino, at.st_mtime_ns) for name, at in stats.items()))
-        key = (marks, setup, caps, parked, max_live, id(asyncio.get_running_loop()))
-        found = self._kept.get(key)
-        if found is None or not found[0].alive():
-            self._kept.pop(key, None)
-            if key not in self._making:
-                self._making[key] = asyncio.ensure_future(self._make(files, setup, caps, parked, max_live))
+        key = (marks, setup, caps, parked, max_live)
+        with self._lock:
+            made = self._kept.get(key)
+            makes_it = made is None or _has_ended(made)
+            if makes_it:
+                made = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+        assert made is not None
+        if makes_it:
             try:
-                found = await asyncio.shield(self._making[key])
-            finally:
-                self._making.pop(key, None)
-            self._kept[key] = found
-        self._kept.move_to_end(key)
-        self._make_room()
-        return found[1]
-
-    async def _make(
-        self, files: Mapping[str, str], setup: str, caps: Caps, parked: int, max_live: int | None
-    ) -> tuple[Template, KernelPool]:
-        template = await self._server.template(files, setup)
-        return template, KernelPool(template, caps, parked=parked, max_live=max_live)
+                template = await self._server.template(files, setup)
+                made.set_result(KernelPool(template, caps, parked=parked, max_live=max_live))
+            except BaseException as error:
+                self._kept.pop(key, None)
+                made.set_exception(error if isinstance(error, Exception) else ServerError("it was given up"))
+                raise
+            self._make_room()
+        return await asyncio.shield(asyncio.wrap_future(made))
 
     def _make_room(self) -> None:
-        """Close idle templates, the longest unused first, but never the one just asked for."""
-        used = sum(template.private_bytes for template, _ in self._kept.values())
-        for key in list(self._kept)[:-1]:
-            template, pool = self._kept[key]
-            if used <= self._budget_bytes:
-                return
-            if pool.idle:
-                template.close()
-                del self._kept[key]
-                used -= template.private_bytes
+        """Close idle templates, the longest unused first, but never the one just made."""
+        with self._lock:
+            pools = {key: made.result() for key, made in self._kept.items() if _is_made(made)}
+            used = sum(_private_bytes(pool) for pool in pools.values())
+            for key in list(pools)[:-1]:
+                if used <= self._budget_bytes:
+                    return
+                if pools[key].idle:
+                    pools[key].server.close()
+                    del self._kept[key]
+                    used -= _private_bytes(pools[key])
 
     def close(self) -> None:
         """Close all of them."""
-        for template, _ in self._kept.values():
-            template.close()
-        self._kept.clear()
+        with self._lock:
+            for made in self._kept.values():
+                if _is_made(made):
+                    made.result().server.close()
+            self._kept.clear()
+
+
+def _is_made(made: Future[KernelPool]) -> bool:
+    return made.done() and made.exception() is None
+
+
+def _has_ended(made: Future[KernelPool]) -> bool:
+    return _is_made(made) and not made.result().server.alive()
+
+
+def _private_bytes(pool: KernelPool) -> int:
+    assert isinstance(pool.server, Template)
+    return pool.server.private_bytes

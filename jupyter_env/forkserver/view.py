@@ -2,8 +2,8 @@
 
 The server builds one view, in a mount namespace of its own, and moves into it: what is forked there never had the
 host's files in reach. A kernel gets a copy of that namespace with its own `/agent` (a tmpfs with a size cap: working
-folder, home, /tmp, shared memory) and `/proc`. Data files are mounted into a kernel by
-the server when it is claimed; the host's namespace, kept as a descriptor, is where they are looked up.
+folder, home, /tmp, shared memory) and `/proc`. Data files are mounted into a kernel by the server when it is claimed;
+the host's namespace, kept as a descriptor, is where they are looked up.
 """
 
 from __future__ import annotations
@@ -72,11 +72,7 @@ class Views:
 
     def host_folder(self, path: str) -> int:
         """A detached read-only mount of a folder of the host."""
-        syscalls.setns(self._host, syscalls.NEWNS)
-        try:
-            return syscalls.clone_mount(path)
-        finally:
-            syscalls.setns(self._view, syscalls.NEWNS)
+        return self._host_mounts({"": path})[""]
 
     def attach(self, pid: int, files: Mapping[str, str]) -> None:
         """Mount host files, by their names below data/, into the view of a kernel that has run no code yet."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-import weakref
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -76,7 +75,7 @@ class IsolatedKernel(JupyterKernel):
 
 
 _pools: dict[tuple[object, ...], KernelPool] = {}
-_templates: weakref.WeakKeyDictionary[ForkServer, Templates] = weakref.WeakKeyDictionary()
+_templates: dict[ForkServer, Templates] = {}
 
 
 async def shared_pool(settings: KernelSettings, files: Mapping[str, str]) -> KernelPool:
@@ -86,8 +85,11 @@ async def shared_pool(settings: KernelSettings, files: Mapping[str, str]) -> Ker
         ServerError: its server does not start, or its template could not be made.
     """
     if settings.setup:
-        templates = _templates.setdefault(server := await _server(settings), Templates(server))
-        return await templates.pool(
+        server = await _server(settings)
+        if server not in _templates:
+            _templates[server] = Templates(server)
+            server.on_close(lambda: _templates.pop(server, None))
+        return await _templates[server].pool(
             files, settings.setup, _caps(settings), parked=settings.parked, max_live=settings.max_live
         )
     pool = _pools.get(_key(settings))

@@ -1,12 +1,14 @@
 """Kernels that start with data loaded, and share it."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from jupyter_env.forkserver.client import Caps
+from jupyter_env.forkserver.client import Caps, ForkServer
 from jupyter_env.forkserver.detect import features
 from jupyter_env.forkserver.forked import ServerError
 from jupyter_env.forkserver.shared import shared_server
@@ -98,3 +100,27 @@ async def test_what_is_wrong_with_a_template_is_said(files: dict[str, str], setu
     with pytest.raises((ServerError, FileNotFoundError), match=problem):
         await server.template(files, setup)
     assert server.alive()
+
+
+@needs_isolation
+def test_one_template_serves_all_event_loops(table: Path):
+    templates = Templates(shared_server(KernelSettings().python, isolated=True))
+    files, pools = {"a.npy": str(table)}, []
+
+    def ask() -> None:
+        pools.append(asyncio.run(templates.pool(files, LOAD, CAPS)))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pools) == 4 and len(set(pools)) == 1
+    templates.close()
+
+
+@needs_isolation
+def test_a_preload_that_is_broken_is_said_and_one_that_is_not_installed_is_not():
+    with pytest.warns(UserWarning, match=r"numpy\.not_there") as warned:
+        ForkServer(preload=("not_installed", "numpy.not_there")).close()
+    assert len(warned) == 1
