@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 help:
 	@echo "make demo   install, run three scripted agents on 40 real tasks, write a report"
 	@echo "make test   install what the tests need and run them"
-	@echo "make soak   the long tests: 1,000 tasks solved twice"
+	@echo "make soak   the long tests: 1,000 tasks solved twice, 10,000 kernels, kills; an hour"
 	@echo "make test-pythons   kernels of Python 3.12 and 3.13, and of ipykernel 6"
 	@echo "make test-serve   a tiny real model behind transformers serve, and in process"
 	@echo "make test-vllm    the same behind vLLM on the CPU (installs 3.5 GB in .venv-vllm)"

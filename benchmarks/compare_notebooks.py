@@ -1,7 +1,8 @@
 """Do real notebooks give the same outputs through the provisioner? `python benchmarks/compare_notebooks.py FOLDER`
 
 Each notebook (`*.ipynb` below FOLDER, Python 3) is run by unmodified nbclient or papermill, errors allowed, with the
-plain kernel and with a forked one, in a fresh folder each. Equal means: cell by cell the same outputs, with times,
+plain kernel and with a forked one, in a fresh copy each of its folder. With `--manifest` and `--tables` the folder is
+as in the notebook's repository, as far as tables are there. Equal means: cell by cell the same outputs, with times,
 ids and addresses normalised, and the same exception types. Where they differ, the plain kernel runs it once more:
 what differs from itself is not reproducible, and is counted apart. Exit code 1 if any differ otherwise.
 """
@@ -17,6 +18,8 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -89,68 +92,96 @@ def read(path: Path) -> nbformat.NotebookNode | str:
     return notebook
 
 
-def run(path: Path, notebook: nbformat.NotebookNode, kernel: str, engine: str, timeout_s: float) -> list[str] | str:
+@dataclass
+class Place:
+    """Where a notebook belongs: a repository's tables, and its own folder among them."""
+
+    tables: Path | None = None
+    folder: str = "."
+
+    @contextlib.contextmanager
+    def copy(self) -> Iterator[Path]:
+        """A fresh copy of the repository; gives the notebook's folder in it."""
+        root = Path(tempfile.mkdtemp(prefix="compare-"))
+        try:
+            if self.tables is not None:
+                shutil.copytree(self.tables, root, dirs_exist_ok=True)
+            (root / self.folder).mkdir(parents=True, exist_ok=True)
+            yield root / self.folder
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def places(manifest: Path | None, tables: Path | None) -> dict[str, Place]:
+    """By the notebook's file name."""
+    found = {}
+    for line in manifest.read_text().splitlines() if manifest else []:
+        row = json.loads(line)
+        repository = tables / row["repo"].replace("/", "+") if tables else None
+        there = repository if repository is not None and repository.is_dir() else None
+        found[row["file"]] = Place(there, str(Path(row["path"]).parent))
+    return found
+
+
+def run(place: Place, notebook: nbformat.NotebookNode, kernel: str, engine: str, timeout_s: float) -> list[str] | str:
     """What was seen, or why it did not end."""
-    folder = Path(tempfile.mkdtemp(prefix="compare-"))
-    try:
-        for beside in path.parent.iterdir():
-            if beside.is_file() and beside.suffix != ".ipynb" and beside.stat().st_size < 50e6:
-                shutil.copy(beside, folder)
-        notebook = copy.deepcopy(notebook)
-        notebook.metadata.kernelspec = {"name": kernel, "display_name": kernel, "language": "python"}
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs = []
-        if engine == "papermill":
-            import papermill
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata.kernelspec = {"name": kernel, "display_name": kernel, "language": "python"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    with place.copy() as folder:
+        try:
+            if engine == "papermill":
+                return run_papermill(folder, notebook, kernel, timeout_s)
+            resources = {"metadata": {"path": str(folder)}}
+            NotebookClient(
+                notebook, kernel_name=kernel, timeout=timeout_s, allow_errors=True, resources=resources
+            ).execute()
+            return seen(notebook)
+        except (CellTimeoutError, DeadKernelError) as error:
+            return type(error).__name__
 
-            nbformat.write(notebook, folder / "in.ipynb")
-            with contextlib.suppress(papermill.exceptions.PapermillExecutionError):
-                papermill.execute_notebook(
-                    folder / "in.ipynb",
-                    folder / "out.ipynb",
-                    cwd=folder,
-                    kernel_name=kernel,
-                    progress_bar=False,
-                    execution_timeout=int(timeout_s),
-                )
-            return seen(nbformat.read(folder / "out.ipynb", 4))
-        client = NotebookClient(
-            notebook,
+
+def run_papermill(folder: Path, notebook: nbformat.NotebookNode, kernel: str, timeout_s: float) -> list[str]:
+    """It stops at the first error."""
+    import papermill
+
+    nbformat.write(notebook, folder / "in.ipynb")
+    with contextlib.suppress(papermill.exceptions.PapermillExecutionError):
+        papermill.execute_notebook(
+            folder / "in.ipynb",
+            folder / "out.ipynb",
+            cwd=folder,
             kernel_name=kernel,
-            timeout=timeout_s,
-            allow_errors=True,
-            resources={"metadata": {"path": str(folder)}},
+            progress_bar=False,
+            execution_timeout=int(timeout_s),
         )
-        client.execute()
-        return seen(notebook)
-    except (CellTimeoutError, DeadKernelError) as error:
-        return type(error).__name__
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return seen(nbformat.read(folder / "out.ipynb", 4))
 
 
-def compare(path: Path, forked: str, engine: str, timeout_s: float) -> tuple[str, str]:
+def compare(path: Path, place: Place, forked: str, engine: str, timeout_s: float) -> tuple[str, str]:
     """(verdict, detail) of one notebook."""
     notebook = read(path)
     if isinstance(notebook, str):
         return "not run", notebook
-    plain = run(path, notebook, "python3", engine, timeout_s)
+    plain = run(place, notebook, "python3", engine, timeout_s)
     if isinstance(plain, str):
         return "not run", plain
-    ours = run(path, notebook, forked, engine, timeout_s)
-    if ours != plain:
-        again = run(path, notebook, "python3", engine, timeout_s)
-        if isinstance(ours, str) or isinstance(again, str):
-            return ("not reproducible" if again != plain else "differs"), f"{ours if isinstance(ours, str) else again}"
-        unstable = {n for n, (a, b) in enumerate(zip(plain, again, strict=True)) if a != b}
-        different = [n for n, (a, b) in enumerate(zip(plain, ours, strict=True)) if a != b and n not in unstable]
-        if different:
-            return "differs", f"cell {different[0]}: {plain[different[0]][:300]} | {ours[different[0]][:300]}"
-        if unstable:
-            return "not reproducible", f"{len(unstable)} cells differ from run to run, the rest are equal"
-    errors = [cell for cell in plain if '"error"' in cell]
-    return ("equal, with errors", f"{len(errors)} errors") if errors else ("equal", "")
+    errors = sum('"error"' in cell for cell in plain)
+    ran = f"with {errors} errors" if errors else "without an error"
+    ours = run(place, notebook, forked, engine, timeout_s)
+    if ours == plain:
+        return f"equal, {'with' if errors else 'without'} errors", ran
+    again = run(place, notebook, "python3", engine, timeout_s)
+    if isinstance(ours, str) or isinstance(again, str):
+        return "out of time" if again != plain else "differs", str(ours if isinstance(ours, str) else again)
+    unstable = {n for n, (a, b) in enumerate(zip(plain, again, strict=True)) if a != b}
+    different = [n for n, (a, b) in enumerate(zip(plain, ours, strict=True)) if a != b and n not in unstable]
+    if different:
+        return "differs", f"cell {different[0]}: {plain[different[0]][:300]} | {ours[different[0]][:300]}"
+    kind = "equal but for cells that the plain kernel does not repeat"
+    return f"{kind}, {'with' if errors else 'without'} errors", f"{len(unstable)} such cells, {ran}"
 
 
 def main() -> None:
@@ -159,11 +190,14 @@ def main() -> None:
     parser.add_argument("--kernel", default="python3-forked", help="from `jupyter-env kernelspec install`")
     parser.add_argument("--engine", choices=["nbclient", "papermill"], default="nbclient")
     parser.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="of a cell")
+    parser.add_argument("--manifest", type=Path, metavar="FILE", help="JSON lines: file, repo, path")
+    parser.add_argument("--tables", type=Path, metavar="FOLDER", help="of owner+repository folders")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N notebooks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     paths = sorted(arguments.folder.rglob("*.ipynb"))[: arguments.limit]
+    known = places(arguments.manifest, arguments.tables)
     verdicts: dict[str, tuple[str, str]] = {}
     columns = (
         TextColumn("{task.description}"),
@@ -174,7 +208,8 @@ def main() -> None:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for path in progress.track(paths, description="notebooks"):
-            verdict = compare(path, arguments.kernel, arguments.engine, arguments.timeout)
+            place = known.get(path.name, Place())
+            verdict = compare(path, place, arguments.kernel, arguments.engine, arguments.timeout)
             verdicts[str(path.relative_to(arguments.folder))] = verdict
             if arguments.json:
                 arguments.json.write_text(json.dumps(verdicts, indent=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,7 +264,8 @@ def show(run: Run, records: list[EpisodeRecord], json: bool) -> None:
         for label, path in written if run.reports else written[:1]:
             out.print(f"{label:<10} {folder / path}", soft_wrap=True)
         if run.reports:
-            out.print(f"Open the report with: jupyter-env view {folder}", soft_wrap=True)
+            # As it was called: `make demo` leaves the environment's programs off the path.
+            out.print(f"Open the report with: {sys.argv[0]} view {folder}", soft_wrap=True)
     if not finished:
         error = next((record.error for record in records if record.error), "")
         raise InfrastructureError(f"no episode could be run; the first failed with: {(error or '')[-500:]}")
