@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jupyter_env import KernelSettings, Task, TaskPool
+from jupyter_env import Task, TaskPool
 from jupyter_env.action import ExecuteCode, FinalAnswer, tool_call
 from jupyter_env.answer import Integer
 from jupyter_env.chat import Model, Reply
@@ -38,7 +38,6 @@ from jupyter_env.interpreters import make_kernel
 from jupyter_env.rollout import Job, plan, rollout
 
 CELLS = ["import pandas as pd", "x = 1", "x + 1", "print(x)"]
-KERNEL = KernelSettings(isolation="best")
 POOL = TaskPool([Task(id="t", question="What is 1?", answer=Integer(value=1))])
 err = Console(stderr=True)
 
@@ -61,7 +60,7 @@ async def bare(n: int, in_flight: int) -> list[float]:
     async def run_next() -> None:
         for _ in jobs:
             began_s = time.perf_counter()
-            kernel = make_kernel(KERNEL)
+            kernel = make_kernel()
             await kernel.start({})
             for cell in CELLS:
                 result = await kernel.run_cell(cell, timeout_s=60)
@@ -98,7 +97,6 @@ async def whole(n: int, in_flight: int) -> list[float]:
                 {"fast": timed},
                 Path(folder) / "episodes.jsonl",
                 concurrency=in_flight,
-                kernel=KERNEL,
                 on_record=lambda record: times.append(time.perf_counter() - began[record.seed]),
             )
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 from fakes import FakeInterpreter
 
 import jupyter_env.rollout as module
-from jupyter_env import KernelSettings, Task, TaskPool
+from jupyter_env import Task, TaskPool
 from jupyter_env.action import ExecuteCode, FinalAnswer, tool_call
 from jupyter_env.answer import Integer
 from jupyter_env.chat import Model, Reply
@@ -42,11 +42,8 @@ def adder(task: Task, seed: int) -> Model:
 def live(folder: Path, n: int) -> None:
     claim_folder(folder, CONFIG, resume=True)
     jobs = module.plan(POOL, ["adder"], n // len(POOL))
-    kernel = KernelSettings(isolation="best")
     asyncio.run(
-        module.rollout(
-            jobs, POOL, {"adder": adder}, folder / "episodes.jsonl", concurrency=4, config=CONFIG.hash, kernel=kernel
-        )
+        module.rollout(jobs, POOL, {"adder": adder}, folder / "episodes.jsonl", concurrency=4, config=CONFIG.hash)
     )
 
 

@@ -8,7 +8,22 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from jupyter_env import TaskPool
+from jupyter_env.episode import EpisodeRecord
+from jupyter_env.rollout import plan, rollout
+
+
+async def rolled_out(model: Any, pool: TaskPool, n: int, out: Path) -> list[EpisodeRecord]:
+    """The model's episodes on each task of the pool; it is closed after them."""
+    try:
+        await model.check()
+        agents = {"model": lambda task, seed: model.seeded(seed)}
+        return await rollout(plan(pool, ["model"], n), pool, agents, out)
+    finally:
+        await model.close()
 
 
 class Answer(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_cli import cli
 
-from jupyter_env import DataFile, KernelSettings, Task, TaskError, TaskPool
+from jupyter_env import DataFile, Task, TaskError, TaskPool
 from jupyter_env.answer import Integer
 from jupyter_env.chat import ModelSetupError
 from jupyter_env.episode import EpisodeRecord
@@ -16,8 +16,6 @@ from jupyter_env.rollout import plan, read_records
 from jupyter_env.scripted import AGENTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
-
-KERNEL = KernelSettings(isolation="best")
 
 
 def scripted() -> Any:
@@ -72,7 +70,7 @@ def test_one_of_two_nodes_is_killed_and_every_episode_is_there_once(pool: TaskPo
             cluster.remove_node(second, allow_graceful=False)
 
     out = tmp_path / "run" / "episodes.jsonl"
-    options: dict[str, Any] = {"slots_per_node": 3, "kernel": KERNEL}
+    options: dict[str, Any] = {"slots_per_node": 3}
     try:
         jobs = plan(pool, ["oracle"], 1)
         records = asyncio.run(rollout_on_ray(jobs, pool, scripted, out, on_record=kill_one, retries=3, **options))

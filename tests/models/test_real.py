@@ -20,14 +20,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from servers import rolled_out
 
-from jupyter_env import KernelSettings, Task, TaskPool
+from jupyter_env import Task, TaskPool
 from jupyter_env.answer import Integer
 from jupyter_env.chat import ContextOverflow, ModelSetupError, ModelUnavailable
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import evaluate
 from jupyter_env.models.server import Sampling, ServerModel
-from jupyter_env.rollout import plan, rollout
 
 ROOT = Path(__file__).parents[2]
 VLLM = Path(os.environ.get("VLLM", ROOT / ".venv-vllm" / "bin" / "vllm"))
@@ -80,20 +80,7 @@ def serving(command: list[str], log: Path, path: str) -> Iterator[str]:
 
 
 def rolled(model: Any, folder: Path, n: int = 4) -> list[EpisodeRecord]:
-    async def run() -> list[EpisodeRecord]:
-        try:
-            await model.check()
-            return await rollout(
-                plan(POOL, ["tiny"], n),
-                POOL,
-                {"tiny": lambda task, seed: model.seeded(seed)},
-                folder / "episodes.jsonl",
-                kernel=KernelSettings(isolation="best"),
-            )
-        finally:
-            await model.close()
-
-    return asyncio.run(run())
+    return asyncio.run(rolled_out(model, POOL, n, folder / "episodes.jsonl"))
 
 
 def assert_worked(records: list[EpisodeRecord]) -> None:

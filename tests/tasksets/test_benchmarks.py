@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from dabench_solutions import SOLUTIONS as DABENCH
 from dabstep_solutions import SOLUTIONS as DABSTEP
-from servers import Answer, ScriptedServer, answered, ran
+from servers import Answer, ScriptedServer, answered, ran, rolled_out
 
-from jupyter_env import KernelSettings, TaskDataError, TaskError, TaskPool
+from jupyter_env import TaskDataError, TaskError, TaskPool
 from jupyter_env.answer import Hidden, Labelled, ListOf, NotApplicable, Number, reference_text, verify
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import evaluate
 from jupyter_env.models.server import ServerModel
-from jupyter_env.rollout import plan, rollout
 from jupyter_env.tasksets import dabench, dabstep, load_benchmark
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -40,17 +39,7 @@ def through_the_stack(pool: TaskPool, cells: Callable[[str], list[str]], folder:
         return answered(", ".join(body["messages"][-1]["content"].strip().splitlines()))
 
     async def run(url: str) -> list[EpisodeRecord]:
-        model = ServerModel("expert", url)
-        try:
-            return await rollout(
-                plan(pool, ["expert"], 1),
-                pool,
-                {"expert": lambda task, seed: model.seeded(seed)},
-                folder / "episodes.jsonl",
-                kernel=KernelSettings(isolation="best"),
-            )
-        finally:
-            await model.close()
+        return await rolled_out(ServerModel("expert", url), pool, 1, folder / "episodes.jsonl")
 
     with ScriptedServer(behave) as server:
         return asyncio.run(run(server.url))
