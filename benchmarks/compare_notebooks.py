@@ -39,7 +39,7 @@ NORMALISED = [
     (r"\d+(\.\d+)? ?(ns|us|µs|μs|ms|s|min|secs?|seconds)\b", "time"),
     (r"\d{1,2}:\d{2}:\d{2}(\.\d+)?", "time"),
     (r"\d{4}-\d{2}-\d{2}", "date"),
-    (r"\d+ loops?", "loops"),
+    (r"[\d,]+ loops?", "loops"),
     (r"\x1b\[[0-9;]*m", ""),
 ]
 
