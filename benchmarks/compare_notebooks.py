@@ -36,7 +36,7 @@ NORMALISED = [
     (r"sk-container-id-\d+", "sk"),
     (r"/tmp/\S+", "/tmp"),
     (r"ipykernel_\d+", "ipykernel"),
-    (r"\d+(\.\d+)? ?(ns|us|µs|μs|ms|s|min|secs?|seconds)\b", "time"),
+    (r"\d+(\.\d+)?(e[+-]\d+)? ?(ns|us|µs|μs|ms|s|min|secs?|seconds)\b", "time"),
     (r"\d{1,2}:\d{2}:\d{2}(\.\d+)?", "time"),
     (r"\d{4}-\d{2}-\d{2}", "date"),
     (r"[\d,]+ loops?", "loops"),
