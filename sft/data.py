@@ -40,8 +40,7 @@ class Chunk(NamedTuple):
 class Chosen(NamedTuple):
     """What became of a chunk."""
 
-    documents: list[tuple[np.ndarray, np.ndarray]]
-    groups: list[int]
+    documents: Documents
     dropped: Counter[str]
     errors: list[str]
     shortened: int
@@ -144,7 +143,7 @@ def _choose(chunk: Chunk) -> Chosen:
         else:
             documents.append(document)
             groups.append(group_number(conversation.group))
-    return Chosen(documents, groups, dropped, errors[:SHOWN_ERRORS], shortened)
+    return Chosen(Documents.of(documents, groups), dropped, errors[:SHOWN_ERRORS], shortened)
 
 
 def _shortened(conversation: Conversation, document: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -167,8 +166,7 @@ def tokenise(names: list[str], tokenizer: PreTrainedTokenizerFast, recipe: Recip
         DataError: a malformed row (unless the recipe drops them), or nothing is left.
     """
     report = Report()
-    documents: list[tuple[np.ndarray, np.ndarray]] = []
-    groups: list[int] = []
+    parts: list[Documents] = []
     dropped: Counter[str] = Counter()
     chunks = (chunk for source in sources(names) for chunk in read_chunks(source, recipe.split))
     with tqdm(desc="tokenising", unit=" rows", unit_scale=True, disable=None) as progress:
@@ -176,18 +174,18 @@ def tokenise(names: list[str], tokenizer: PreTrainedTokenizerFast, recipe: Recip
             progress.update(rows)
             report.rows += rows
             report.shortened += chosen.shortened
-            documents += chosen.documents
-            groups += chosen.groups
+            parts.append(chosen.documents)
             dropped += chosen.dropped
             report.errors += chosen.errors[: SHOWN_ERRORS - len(report.errors)]
             if report.errors and recipe.bad_rows == "stop":
                 more = "\n".join(report.errors)
                 raise DataError(f"malformed rows; mend them, or leave them out with --bad-rows drop:\n{more}")
     report.dropped = dict(dropped.most_common())
-    if not documents:
+    documents = Documents.joined(parts)
+    if not len(documents):
         why = ", ".join(f"{reason}: {count:,}" for reason, count in report.dropped.items())
         raise DataError(f"no document of {report.rows:,} rows in {', '.join(names)} is left ({why or 'no rows'})")
-    return Documents.of(documents, groups), report
+    return documents, report
 
 
 def _in_parallel(

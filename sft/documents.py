@@ -33,7 +33,15 @@ class Documents:
         starts = np.cumsum([0, *(len(ids) for ids, _ in pairs)], dtype=np.int64)
         ids = np.concatenate([ids for ids, _ in pairs]) if pairs else np.zeros(0, np.int32)
         trained = np.concatenate([mask for _, mask in pairs]) if pairs else np.zeros(0, bool)
-        return cls(ids, trained, starts, np.arange(len(pairs)) if groups is None else np.array(groups, np.int64))
+        return cls(ids, trained, starts, np.array(range(len(pairs)) if groups is None else groups, np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Documents]) -> Documents:
+        """Several as one."""
+        ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)]))
+        ids = np.concatenate([np.zeros(0, np.int32), *(part._ids for part in parts)])
+        trained = np.concatenate([np.zeros(0, bool), *(part._trained for part in parts)])
+        return cls(ids, trained, ends, np.concatenate([np.zeros(0, np.int64), *(part.groups for part in parts)]))
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -137,7 +137,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Recip
         description="Fine-tune a model on traces.",
         epilog="examples:\n"
         "  accelerate launch sft/train.py --recipe tiny\n"
-        "  accelerate launch --config-file sft/accelerate/fsdp2.yaml sft/train.py --recipe qwen3-4b --data runs/teacher\n"
+        "  accelerate launch --config-file sft/accelerate/fsdp2.yaml sft/train.py --recipe qwen3-4b\n"
         "  python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --gpus 8",
     )
     parser.add_argument("--recipe", help="a name in sft/recipes, or a .yaml file")

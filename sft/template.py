@@ -40,8 +40,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     for token in (*MARKS, *TAGS):
         if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
             raise DataError(
-                f"the tokenizer {tokenizer.name_or_path} has no token {token}; expected one with Qwen3's special tokens "
-                f"({', '.join((*MARKS, *TAGS))})"
+                f"the tokenizer {tokenizer.name_or_path} has no token {token}; expected Qwen3's special tokens, "
+                f"{', '.join((*MARKS, *TAGS))}"
             )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or "<|im_end|>"
@@ -85,7 +85,7 @@ class Encoder:
         return [self._masked(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
 
     def _masked(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The mask from the ids: texts hold no control marks (`conversations.check`), so each mark is the template's."""
+        """The mask from the ids: texts hold no marks (`conversations.check`), so that each is the template's."""
         mask = np.zeros(len(ids), dtype=bool)
         ends = np.flatnonzero(ids == self._end)
         for start in np.flatnonzero(ids == self._start):

@@ -17,7 +17,6 @@ if __package__ in (None, ""):  # run as a file: its folder must not stand where 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import hashlib
-import os
 from typing import Any
 
 import msgspec
@@ -116,7 +115,7 @@ def prepare(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, Any]:
     from sft.data import Report, sources, split_by_group, tokenise
     from sft.documents import Documents
 
-    found = [(name, os.stat(name).st_mtime_ns if Path(name).exists() else 0) for name in sources(recipe.data)]
+    found = [(name, Path(name).stat().st_mtime_ns if Path(name).exists() else 0) for name in sources(recipe.data)]
     relevant = {name: value for name, value in msgspec.to_builtins(recipe).items() if name in _DATA_FIELDS}
     text = repr((found, relevant, recipe.eval_data, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template))
     folder = Path(recipe.output) / f"documents-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -49,7 +49,7 @@ class TraceTrainer(SFTTrainer):
     ) -> None:
         self._recipe, self._speed = recipe, speed
         self._documents, self._held_out = train, held_out
-        ids, mask = train[0]
+        ids, _ = train[0]
         # TRL looks at a data set's columns; the steps come from `get_train_dataloader`.
         looked_at = Dataset.from_dict({"input_ids": [ids.tolist()], "labels": [ids.tolist()]})
         super().__init__(
@@ -123,7 +123,7 @@ class TraceTrainer(SFTTrainer):
         if self._noise is not None:
             self._noise.lengths = lengths
         for layer in self._layers:
-            layer.gradient_checkpointing = model.training and row["input_ids"].numel() > self._speed.keep_tokens
+            layer.gradient_checkpointing = self.model.training and row["input_ids"].numel() > self._speed.keep_tokens
         if not self._speed.varlen:  # what only varlen attention takes
             for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"):
                 row.pop(name, None)
