@@ -193,9 +193,10 @@ def load_model(recipe: Recipe, config: Any, attention_name: str) -> Any:
 
     attention.register()
     if recipe.from_scratch:
-        return transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention_name, dtype=torch.float32
-        )
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            return transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention_name, dtype=torch.float32
+            )
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(
             recipe.model, attn_implementation=attention_name, dtype=torch.float32
