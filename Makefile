@@ -39,7 +39,7 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$info/METADATA"
 	@touch $@
 
-demo: $(VENV)/installed-tables
+demo: $(VENV)/installed-agent,tables
 	$(BIN)/jupyter-env demo
 
 test: $(VENV)/installed-test

@@ -33,7 +33,7 @@ from jupyter_env.commands.console import (
     progress_of,
 )
 from jupyter_env.commands.kernels import doctor, kernelspec_app
-from jupyter_env.commands.rollouts import rollout_command, run_scripted
+from jupyter_env.commands.rollouts import rollout_command, run_demo
 from jupyter_env.commands.scores import compare_command, eval_command
 from jupyter_env.evaluate import LEVELS
 from jupyter_env.interpreters import InfrastructureError, KernelSettings
@@ -78,10 +78,10 @@ def demo(
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     json: Json = False,
 ) -> None:
-    """Three scripted agents on real tables: an oracle, one that guesses, one that peeks at the first rows."""
+    """Four agents on real tables: the tiny agent, an oracle, one that guesses, one that peeks at the first rows."""
     with err.status(f"Making {n_tasks} tasks over real tables ..."):
         pool = TaskPool.procedural(n_tasks, seed=seed)
-    run_scripted(pool, runs / time.strftime("demo-%Y%m%d-%H%M%S"), concurrency, json)
+    run_demo(pool, runs / time.strftime("demo-%Y%m%d-%H%M%S"), concurrency, json)
 
 
 app.command(

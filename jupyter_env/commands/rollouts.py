@@ -12,7 +12,7 @@ import typer
 
 from jupyter_env.agent import PROMPTS, AgentSettings, agent_settings
 from jupyter_env.commands.console import DataRoot, Json, PoolFile, load_pool
-from jupyter_env.commands.run import ModelSpec, Run, roll_out, show
+from jupyter_env.commands.run import TINY_AGENT, ModelSpec, Run, named_agents, roll_out, show
 from jupyter_env.episode import Budget
 from jupyter_env.scripted import AGENTS
 from jupyter_env.task import TaskError, TaskPool
@@ -23,7 +23,10 @@ def rollout_command(
     pool_option: Annotated[str | None, typer.Option("--pool", help="The pool, if not given as the argument.")] = None,
     agent: Annotated[
         list[str] | None,
-        typer.Option(help=f"A scripted agent: {', '.join(AGENTS)}; may be given several times. Default: oracle."),
+        typer.Option(
+            help=f"An agent by name; may be given several times: {TINY_AGENT}, the small model that ships with the "
+            f"package (the default), or a scripted one: {', '.join(AGENTS)}."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model, as its server knows it, in place of --agent.")] = None,
     base_url: Annotated[
@@ -96,7 +99,7 @@ def rollout_command(
         ray=ray,
     )
     if model is None:
-        run.agents = _scripted(agent or ["oracle"])
+        run.agents = _named(agent or [TINY_AGENT])
     else:
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "extra": _fields(extra)}
         run.settings = _settings(prompt, context_tokens, max_tokens)
@@ -132,13 +135,19 @@ def _settings(prompt: str, context_tokens: int | None, max_tokens: int) -> Agent
         raise TaskError(f"--prompt: {error}") from None
 
 
-def _scripted(agents: list[str]) -> dict[str, dict[str, Any]]:
-    if unknown := sorted(set(agents) - set(AGENTS)):
-        raise TaskError(f"there is no agent {', '.join(unknown)}; the agents are {', '.join(AGENTS)}")
-    return {agent: {"scripted": agent} for agent in agents}
+def _named(agents: list[str]) -> dict[str, dict[str, Any]]:
+    known = named_agents()
+    if unknown := sorted(set(agents) - set(known)):
+        raise TaskError(f"there is no agent {', '.join(unknown)}; the agents are {', '.join(known)}")
+    identities: dict[str, dict[str, Any]] = {agent: {"scripted": agent} for agent in agents}
+    if TINY_AGENT in agents:
+        from jupyter_env.models.embedded import embedded_model  # tells at once what it lacks
+
+        identities[TINY_AGENT] = embedded_model().identity
+    return identities
 
 
-def run_scripted(pool: TaskPool, folder: Path, concurrency: int | None, json: bool) -> None:
-    """All scripted agents, one episode each on every task of a pool: the demo."""
-    run = Run(pool=pool, agents=_scripted(list(AGENTS)), folder=folder, concurrency=concurrency)
+def run_demo(pool: TaskPool, folder: Path, concurrency: int | None, json: bool) -> None:
+    """The tiny agent and all scripted ones, one episode each on every task of a pool."""
+    run = Run(pool=pool, agents=_named(list(named_agents())), folder=folder, concurrency=concurrency)
     show(run, roll_out(run), json)

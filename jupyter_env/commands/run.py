@@ -17,7 +17,7 @@ from rich.table import Table
 
 from jupyter_env.agent import AgentSettings
 from jupyter_env.answer import VERIFIER_VERSION
-from jupyter_env.chat import ModelSetupError, Usage
+from jupyter_env.chat import Model, ModelSetupError, Usage
 from jupyter_env.commands.console import err, out, print_json, progress_of
 from jupyter_env.episode import Budget, EpisodeRecord
 from jupyter_env.evaluate import LEVELS, PassRate, pass_rates
@@ -27,7 +27,7 @@ from jupyter_env.report.notebook import write_notebook
 from jupyter_env.rollout import Job, plan, rollout
 from jupyter_env.runfile import RunConfig, claim_folder, pool_digest
 from jupyter_env.scripted import AGENTS, MakeModel
-from jupyter_env.task import TaskError, TaskPool
+from jupyter_env.task import Task, TaskError, TaskPool
 
 LOG_EVERY_S = 30.0
 """Between two lines of progress where stderr is no terminal."""
@@ -76,8 +76,19 @@ class ModelSpec:
         return {self.name: lambda task, seed: model.seeded(seed)}
 
 
-def _scripted_agents() -> dict[str, MakeModel]:
-    return AGENTS
+def _tiny_agent(task: Task, seed: int) -> Model:
+    """The model that ships with the package, loaded with the first episode."""
+    from jupyter_env.models.embedded import embedded_model
+
+    return embedded_model().seeded(seed)
+
+
+TINY_AGENT = "tiny-agent"
+
+
+def named_agents() -> dict[str, MakeModel]:
+    """The agents that need no server: the scripted ones, and the model that ships with the package."""
+    return {**AGENTS, TINY_AGENT: _tiny_agent}
 
 
 @dataclass
@@ -89,7 +100,7 @@ class Run:
     agents: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name, with what identifies each; for `RunConfig`."""
     model: ModelSpec | None = None
-    """None for scripted agents."""
+    """None for named agents."""
     ray: str | None = None
     """Address of a Ray cluster to run on."""
     n: int = 1
@@ -183,7 +194,7 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
         if run.ray is not None:
             from jupyter_env.rayrun import rollout_on_ray
 
-            make_agents = run.model.agents if run.model is not None else _scripted_agents
+            make_agents = run.model.agents if run.model is not None else named_agents
             return await rollout_on_ray(
                 jobs,
                 run.pool,
@@ -194,7 +205,7 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
                 settings=settings,
                 **options,
             )
-        agents = AGENTS
+        agents = named_agents()
         if model is not None:
             agents = {name: lambda task, seed: model.seeded(seed) for name in run.agents}
         return await rollout(

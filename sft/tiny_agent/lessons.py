@@ -21,7 +21,7 @@ from jupyter_env.tasksets.drafts import Unfit
 from jupyter_env.tasksets.families import FAMILIES
 from jupyter_env.tasksets.schema import Schema, read_schemas
 from sft.tiny_agent.tables import data_sets
-from sft.tiny_agent.words import STYLES, column_name, distinct, path, stems, value, word
+from sft.tiny_agent.words import STYLES, column_name, distinct, enumerated, path, stems, value, word
 
 
 def copy_lesson(rng: Random) -> list[Message]:
@@ -123,7 +123,9 @@ def _paths(rng: Random) -> list[Message]:
 def _answer(rng: Random) -> list[Message]:
     """What a cell has printed becomes the answer."""
     shared = stems(rng)
-    names = distinct(rng, lambda rng: value(rng, shared), rng.randint(1, 6))
+    count = rng.randint(1, 6)
+    names = enumerated(rng, 9) if rng.random() < 0.2 else distinct(rng, lambda rng: value(rng, shared), count)
+    names = rng.sample(names, min(count, len(names)))
     printed = rng.choice((", ", "; ")).join(names)
     if rng.random() < 0.3:
         printed = f"{names[0]}:{_number(rng)}"

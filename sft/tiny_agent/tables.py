@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jupyter_env.tasksets.tables import Table
-from sft.tiny_agent.words import STYLES, column_name, distinct, path, phrase, stems, value, word
+from sft.tiny_agent.words import STYLES, column_name, distinct, enumerated, path, phrase, stems, value, word
 
 
 @dataclass
@@ -32,6 +32,8 @@ class _Sheet:
 
     def texts(self, count: int) -> list[str]:
         """Values of one column."""
+        if self.rng.random() < 0.1:
+            return enumerated(self.rng, count)
         shared = stems(self.rng)
         return distinct(self.rng, lambda rng: value(rng, shared), count)
 
@@ -174,7 +176,7 @@ def _data_set(rng: Random, folder: Path) -> list[Table]:
     kinds, weights = zip(*_KINDS, strict=True)
     sheet = rng.choices(kinds, weights)[0](rng)
     sheets = [sheet]
-    if rng.random() < 0.35:
+    if rng.random() < 0.6:
         other = _partner(rng, sheet)
         sheets += [other] if other is not None else []
     paths = distinct(rng, path, 2)
@@ -201,11 +203,11 @@ def _partner(rng: Random, sheet: _Sheet) -> _Sheet | None:
     kept = values if rng.random() < 0.5 else sorted(rng.sample(values, max(12, len(values) * 3 // 4)))
     other = _sheet(rng, len(kept))
     other.taken.update(name.casefold() for name in sheet.columns)
-    other.columns[key if rng.random() < 0.8 else key.swapcase()] = kept
+    other.columns[key if rng.random() < 0.6 else rng.choice((key.upper(), key.lower(), key.capitalize()))] = kept
     if rng.random() < 0.5:
         other.category()
     other.measures(rng.randint(1, 4))
-    if rng.random() < 0.35:  # of one name in both tables, as two cities' temperatures are
+    if rng.random() < 0.5:  # of one name in both tables, as two cities' temperatures are
         numbers = [
             name for name, values in sheet.columns.items() if pd.Series(values).dtype.kind in "if" and name != key
         ]

@@ -80,7 +80,9 @@ STYLES = (
 
 def stems(rng: Random) -> tuple[str, ...]:
     """Words that the names or values of one table share, as in "sepal length" and "sepal width"; often none."""
-    return tuple(words(rng, 1, 3)) if rng.random() < 0.45 else ()
+    if rng.random() < 0.5:
+        return ()
+    return tuple(rng.choice(_OF_CODE) if rng.random() < 0.25 else word(rng) for _ in range(rng.randint(1, 3)))
 
 
 def column_name(rng: Random, shared: tuple[str, ...] = (), style: str | None = None) -> str:
@@ -121,7 +123,9 @@ def _styled(parts: list[str], style: str) -> str:
 
 def value(rng: Random, shared: tuple[str, ...] = ()) -> str:
     """A text in a cell: a name, a place, a code, a range."""
-    if shared and rng.random() < 0.6:
+    if shared and rng.random() < 0.2:
+        return f"{rng.choice(shared).capitalize()}{rng.choice((' ', ' No. ', '_', '-', ''))}{rng.randint(0, 999)}"
+    if shared and rng.random() < 0.5:
         pair = [rng.choice(shared).capitalize(), word(rng).capitalize()]
         rng.shuffle(pair)
         return rng.choice((" ", " ", " ", "-", " and ", " of ")).join(pair)
@@ -140,6 +144,8 @@ def value(rng: Random, shared: tuple[str, ...] = ()) -> str:
         return "".join(rng.choice(_LETTERS) for _ in range(rng.randint(1, 4))).upper()
     if draw < 0.87:
         return f"{word(rng)[:4].upper()}{rng.choice(('-', '', '_', ' '))}{rng.randint(1, 999)}"
+    if draw < 0.885:
+        return f"{rng.choice(('No. ', 'no. ', '#', 'No '))}{rng.randint(1, 999)}"
     if draw < 0.90:
         low = rng.randint(0, 90)
         return f"{low}-{low + rng.randint(1, 20)}"
@@ -182,11 +188,27 @@ def distinct(rng: Random, make: object, count: int, taken: set[str] | None = Non
     return found
 
 
+def enumerated(rng: Random, count: int) -> list[str]:
+    """Values that differ in a number alone, such as "class_0" and "class_1"."""
+    stem = word(rng) if rng.random() < 0.5 else word(rng).capitalize()
+    stem += rng.choice(("_", "_", " ", "", "-", " No. "))
+    first, step = rng.choice((0, 1, 1, rng.randint(2, 90))), rng.choice((1, 1, 1, 2, 5, 10))
+    return [f"{stem}{first + step * index}" for index in range(count)]
+
+
 def path(rng: Random) -> str:
-    """Where a table lies below `data/`: a file, perhaps in folders of other names."""
-    folders = [_styled(words(rng, 1, 2), "snake") for _ in range(rng.choice((0, 0, 1, 1, 1, 2)))]
+    """Where a table lies below `data/`: a file, perhaps in folders, whose names may have words or letters in common."""
+    one, two = word(rng), word(rng)
     style = rng.choice(("snake", "snake", "snake", "camel", "Snake", "plain", "UPPER"))
+    folders = [_styled(words(rng, 1, 2), "snake") for _ in range(rng.choice((0, 0, 1, 1, 1, 2)))]
     name = _styled(words(rng, 1, rng.choice((1, 2, 2, 3))), style)
-    if rng.random() < 0.1:
-        name = name.replace("_", "-") + rng.choice(("", f"-{rng.randint(1, 2030)}", f"_v{rng.randint(1, 9)}"))
+    if rng.random() < 0.4:  # `blackbirds/birds.csv`, `statsmodels/modechoice.csv`
+        folders = [rng.choice((f"{one}{two}", f"{one}_{two}", one))]
+        begun = two[: rng.randint(1, len(two))]
+        name = rng.choice((two, one, f"{two}s", f"{two}_{word(rng)}", f"{word(rng)}_{two}", f"{begun}{word(rng)}"))
+    number = rng.random()
+    if number < 0.12:
+        name += str(rng.randint(0, 2030))
+    elif number < 0.18:
+        name += rng.choice(("-", "_", "_v")) + str(rng.randint(1, 2030))
     return "/".join([*folders, f"{name}.csv"])

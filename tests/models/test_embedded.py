@@ -1,0 +1,92 @@
+"""The model that ships with the package: the same network as transformers', repeatable, and fit for its work."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jupyter_env import TaskPool
+from jupyter_env.action import tool_schemas
+from jupyter_env.chat import ContextOverflow, ModelSetupError, Reply, render
+from jupyter_env.models.embedded import EmbeddedModel, embedded_model
+from jupyter_env.models.numpy_qwen3 import NumpyQwen3
+from jupyter_env.rollout import plan, rollout
+
+FOLDER = Path(__file__).parents[2] / "jupyter_env" / "models" / "tiny_agent"
+ASKED = [
+    {"role": "system", "content": "Answer."},
+    {"role": "user", "content": "In `data/birds.csv`, what is the mean of `wing`?\n\nFiles:\n- data/birds.csv (2 kB)"},
+]
+
+
+def ask(model: EmbeddedModel, messages: list[dict[str, str]], seed: int = 0) -> Reply:
+    return asyncio.run(model(messages, tool_schemas(), seed=seed))
+
+
+def test_it_is_small_and_whole() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 12_000_000
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        path.name for path in FOLDER.iterdir()
+    }
+
+
+def test_logits_are_those_of_transformers() -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    tokens = tokenizer(render(ASKED, tool_schemas()), add_special_tokens=False).input_ids
+    network = NumpyQwen3(FOLDER)
+    cache = network.cache()
+    parts = [network.logits(tokens[:100], cache), network.logits(tokens[100:101], cache)]
+    ours = np.concatenate([*parts, network.logits(tokens[101:], cache)])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([tokens])).logits[0].numpy()
+    assert np.abs(ours - expected).max() < 1e-2
+
+
+def test_a_reply_is_the_same_whatever_was_asked_before() -> None:
+    fresh = EmbeddedModel(temperature=0.8)
+    alone = ask(fresh, ASKED, seed=3)
+    used = EmbeddedModel(temperature=0.8)
+    for number in range(12):  # more conversations than it keeps
+        ask(used, [ASKED[0], {"role": "user", "content": f"What is {number} plus 1?"}])
+    again = ask(used, ASKED, seed=3)
+    assert again.message == alone.message
+    assert again.usage.cached_tokens > 300  # the tools, which all begin with
+    assert alone.usage.cached_tokens == 0
+
+
+def test_a_conversation_goes_on_where_it_was() -> None:
+    model = EmbeddedModel(temperature=0)
+    first = ask(model, ASKED)
+    longer = [*ASKED, first.message, {"role": "user", "content": "Go on."}]
+    second = ask(model, longer)
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens
+    assert ask(EmbeddedModel(temperature=0), longer).message == second.message
+
+
+def test_what_it_cannot_read_is_said() -> None:
+    with pytest.raises(ContextOverflow, match="4096"):
+        ask(embedded_model(), [{"role": "user", "content": "word " * 5000}])
+    with pytest.raises(ModelSetupError, match="no model"):
+        EmbeddedModel(Path("/nowhere"))
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(ModelSetupError, match="Llama"):
+        EmbeddedModel(tmp_path / "model")
+
+
+def test_it_answers_questions_about_tables_it_has_never_seen(tmp_path: Path) -> None:
+    pool = TaskPool.procedural(24, seed=11).filter(lambda task: task.level in ("easy", "medium"))
+    model = EmbeddedModel(temperature=0)
+    agents = {"tiny": lambda task, seed: model.seeded(seed)}
+    records = asyncio.run(rollout(plan(pool, ["tiny"], 1), pool, agents, tmp_path / "episodes.jsonl", concurrency=2))
+    assert len(records) == 12
+    assert sum(record.reward == 1.0 for record in records) >= 7
