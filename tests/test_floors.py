@@ -13,6 +13,7 @@ FLOORS = [
     {"interpreters", "models"},
     {"tasksets"},
     {"episode"},
+    {"missing"},
     {"agent", "env", "scripted", "report"},
     {"registration", "runfile", "check"},
     {"rollout", "evaluate"},
