@@ -36,6 +36,7 @@ from jupyter_env.commands.fidelity import fidelity_command
 from jupyter_env.commands.kernels import doctor, kernelspec_app
 from jupyter_env.commands.rollouts import rollout_command, run_scripted
 from jupyter_env.commands.scores import compare_command, eval_command
+from jupyter_env.commands.watch import watch_command
 from jupyter_env.evaluate import LEVELS
 from jupyter_env.interpreters import InfrastructureError, KernelSettings
 from jupyter_env.play import play_episode
@@ -94,6 +95,9 @@ app.command("eval", epilog="Example: `jupyter-env eval runs/first`")(eval_comman
 app.command(
     "fidelity", epilog="Example: `jupyter-env fidelity pool/tasks.jsonl --simulator NAME --base-url URL --n 40`"
 )(fidelity_command)
+app.command("watch", epilog="Example: `jupyter-env watch --model NAME --base-url http://localhost:8000/v1`")(
+    watch_command
+)
 app.command("compare", epilog="Example: `jupyter-env compare runs/before runs/after`")(compare_command)
 
 

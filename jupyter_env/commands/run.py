@@ -181,7 +181,7 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
     if run.model is not None:
         model = run.model.connect()
         await model.check()
-        settings = _fitting(settings, model.context_tokens)
+        settings = fitting(settings, model.context_tokens)
     simulator = None
     try:
         if run.simulator is not None:
@@ -220,7 +220,7 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
                 await connected.close()
 
 
-def _fitting(settings: AgentSettings, context_tokens: int | None) -> AgentSettings:
+def fitting(settings: AgentSettings, context_tokens: int | None) -> AgentSettings:
     """The settings with the context that the server tells, if the user told none."""
     limit = settings.context_tokens or context_tokens
     if limit is not None and settings.reply_tokens > limit // 2:
