@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -21,7 +22,7 @@ from jupyter_env.chat import ModelSetupError, Usage
 from jupyter_env.commands.console import err, out, print_json, progress_of
 from jupyter_env.episode import Budget, EpisodeRecord
 from jupyter_env.evaluate import LEVELS, PassRate, pass_rates
-from jupyter_env.interpreters import InfrastructureError
+from jupyter_env.interpreters import InfrastructureError, Interpreter
 from jupyter_env.report.html import write_report
 from jupyter_env.report.notebook import write_notebook
 from jupyter_env.rollout import Job, plan, rollout
@@ -92,6 +93,8 @@ class Run:
     """None for scripted agents."""
     simulator: ModelSpec | None = None
     """Invents the outputs of tasks whose tables are missing."""
+    e2b: bool = False
+    """Run the cells in E2B's hosted sandboxes."""
     ray: str | None = None
     """Address of a Ray cluster to run on."""
     n: int = 1
@@ -115,6 +118,7 @@ class Run:
             budget=msgspec.to_builtins(self.budget),
             versions={"jupyter_env": __version__, "verifier": VERIFIER_VERSION},
             simulator={"model": self.simulator.name, "sampling": self.simulator.sampling} if self.simulator else {},
+            interpreter="e2b" if self.e2b else "",
         )
 
     @property
@@ -210,6 +214,7 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
             agents,
             out_file,
             concurrency=run.concurrency,
+            make_interpreter=_sandboxes() if run.e2b else None,
             settings=settings,
             simulator=simulator,
             **options,
@@ -218,6 +223,14 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
         for connected in (model, simulator):
             if connected is not None:
                 await connected.close()
+
+
+def _sandboxes() -> Callable[[], Interpreter]:
+    from jupyter_env.interpreters.e2b import E2BInterpreter
+
+    if not os.environ.get("E2B_API_KEY"):
+        raise TaskError("--e2b needs E2B's key in the environment variable E2B_API_KEY")
+    return E2BInterpreter
 
 
 def fitting(settings: AgentSettings, context_tokens: int | None) -> AgentSettings:
