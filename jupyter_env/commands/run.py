@@ -272,6 +272,7 @@ def show(run: Run, records: list[EpisodeRecord], json: bool) -> None:
             {
                 "run": str(folder),
                 "episodes": len(records),
+                "simulated": sum(record.provenance == "simulated" for record in records),
                 "stop_reasons": dict(Counter(str(record.stop_reason) for record in records)),
                 "usage": usage,
                 "pass_rates": {
@@ -313,6 +314,8 @@ def _print_rates(records: list[EpisodeRecord]) -> None:
     for agent, of_agent in rates.items():
         table.add_row(escape(agent), *(_rate_text(of_agent.get(level)) for level in levels))
     out.print(table)
+    if simulated := sum(record.provenance == "simulated" for record in records):
+        out.print(f"[yellow]{simulated} episodes are simulated: a model invented what their cells printed.[/yellow]")
     if failed := sum(record.stop_reason == "infrastructure_error" for record in records):
         out.print(f"[yellow]{failed} episodes failed for the machine's sake and do not count.[/yellow]")
 
