@@ -87,8 +87,12 @@ def watch_page(browser: Any, folder: Path) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        report, two = reports(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        take(Path(folder), *reports(Path(folder)))
+
+
+def take(folder: Path, report: Path, two: Path) -> None:
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(report.as_uri())
         page.wait_for_selector("#episode article")
@@ -105,7 +109,7 @@ def main() -> None:
         phone.wait_for_selector("#episode article")
         phone.locator("#episode article").first.scroll_into_view_if_needed()
         shoot(phone, "phone")
-        watch_page(browser, Path(folder))
+        watch_page(browser, folder)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ function besideBlocks(rows, group) { // rows of the index, and their episodes
     grid.append(el("div", "turn", "Turn " + (turn + 1)));
     group.forEach((episode, n) => {
       const step = episode.steps[turn];
-      grid.append(step ? besideStep(step, rows[n], letter(ways[n][turn]), parted >= 0 && turn >= parted
+      grid.append(step ? besideStep(step, rows[n], episode, letter(ways[n][turn]), parted >= 0 && turn >= parted
         && ways.filter((way) => way[turn] === ways[n][turn]).length === 1) : el("div", "gap", ""));
     });
   }
@@ -69,7 +69,7 @@ function besideBlocks(rows, group) { // rows of the index, and their episodes
   ];
 }
 
-function besideStep(step, row, way, alone) {
+function besideStep(step, row, episode, way, alone) {
   const bad = step.kind === "cell" && step.status !== "ok";
   const link = el("a", "plainlink", way);
   link.href = linkTo(row, step.turn);
@@ -77,7 +77,7 @@ function besideStep(step, row, way, alone) {
   const label = step.kind === "cell" ? words(step.status) : step.kind;
   const seen = (step.outputs || []).map((output) => output.text).join("\n") || step.observation || "";
   return el("div", alone ? "alone" : "", el("div", "top", link, el("span", "badge " + (bad ? "bad" : "ok"), label)),
-    reachable(el("pre", "", (step.code || step.prose || "").slice(0, 2000)), "Code"),
+    reachable(el("pre", "", (step.kind === "answer" ? episode.answer : step.code || step.prose || "").slice(0, 2000)), "Step"),
     seen ? reachable(el("pre", "seen", seen.slice(0, 600) + (seen.length > 600 ? " …" : "")), "Output") : null);
 }
 
@@ -101,7 +101,7 @@ function runsBlocks(index) { // the tasks of two runs, those first whose share o
     const link = el("a", "plainlink", task);
     link.href = "#task=" + encodeURIComponent(task.toWellFormed());
     const cells = runs.map((run) => el("td", "", counts.has(run) ? counts.get(run).join("/") : "–"));
-    const text = Number.isNaN(change) ? "–" : (change > 0 ? "+" : "") + (100 * change).toFixed(0) + "%";
+    const text = Number.isNaN(change) ? "–" : (change > 0 ? "+" : "") + (100 * change).toFixed(0) + " points";
     return el("tr", "", withAttributes(el("th", "", link), { scope: "row" }), ...cells,
       el("td", change > 0 ? "up" : change < 0 ? "down" : "muted", text));
   });
