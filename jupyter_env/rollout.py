@@ -62,12 +62,14 @@ async def run_episode(
     """Run one episode to its end; a failure of the machine or of the model's server is in the record, not raised.
 
     Args:
-        simulator: see `missing.workplace`.
+        simulator: see `missing.workplace`; with the episode's seed, if it takes one.
 
     Raises:
         TaskDataError: a table of the task is missing, without a simulator, or changed.
         ModelSetupError: the model will not answer any episode.
     """
+    if (seeded := getattr(simulator, "seeded", None)) is not None:
+        simulator = seeded(job.seed)
     files, make_interpreter = workplace(job.task, pool, make_interpreter, simulator)
     episode = Episode(
         job.task,

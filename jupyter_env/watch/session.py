@@ -63,7 +63,9 @@ class Session:
         self._events: list[Event] = []
         self._more = asyncio.Condition()
         self._steps = 0
-        self._task = asyncio.create_task(self._run())
+        self._stopped = False
+        self._work = asyncio.create_task(self._run())
+        self._life = asyncio.create_task(self._live())
 
     @property
     def ended(self) -> bool:
@@ -72,8 +74,10 @@ class Session:
 
     async def stop(self) -> None:
         """End it now, the running cell too; after the end nothing happens."""
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        if not self._stopped:  # once: closing must not be cut short
+            self._stopped = True
+            self._work.cancel()
+        await asyncio.wait({self._life})
 
     async def events(self, after: int = 0, quiet_s: float = 15.0) -> AsyncIterator[tuple[int, Event | None]]:
         """Numbered events from the one after `after` to the end; None when nothing happened for `quiet_s`."""
@@ -93,11 +97,15 @@ class Session:
                     return
 
     async def _run(self) -> None:
+        await self._tell("state", {"doing": "starting"})
+        await self.episode.start()
+        await work(self.episode, self._watched, self._settings)
+
+    async def _live(self) -> None:
+        """From the start to the last event, however the work ends."""
         problem = ""
         try:
-            await self._tell("state", {"doing": "starting"})
-            await self.episode.start()
-            await work(self.episode, self._watched, self._settings)
+            await self._work
         except asyncio.CancelledError:
             self.episode.stop()  # by the user
         except (ModelUnavailable, ModelSetupError) as error:
