@@ -11,7 +11,9 @@ import builtins
 import posixpath
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence, Set
+from functools import lru_cache
 
 import msgspec
 
@@ -63,7 +65,7 @@ def certainly(code: str, past: Sequence[str], files: Sequence[str]) -> Certain:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         return Certain(f"{type(error).__name__}: {said}", True, _frame(code, line), existing)
     all_code = "\n".join([*past, ast.unparse(tree)])
-    known = None if _NAMES_CHANGE.search(all_code) else _bound([*past, code])
+    known = None if _NAMES_CHANGE.search(all_code) else frozenset().union(*map(_bound, [*past, code]))
     there = None if _FILES_CHANGE.search(all_code) else files
     quiet = True
     for statement in tree.body:
@@ -82,7 +84,8 @@ def certainly(code: str, past: Sequence[str], files: Sequence[str]) -> Certain:
 def _parsed(code: str) -> ast.Module:
     from IPython.core.inputtransformer2 import TransformerManager  # slow to import, and few need it
 
-    return ast.parse(TransformerManager().transform_cell(code))
+    with warnings.catch_warnings(action="ignore"):  # of the agent's code, which are no concern of this process
+        return ast.parse(TransformerManager().transform_cell(code))
 
 
 def _frame(code: str, line: int) -> str:
@@ -121,30 +124,30 @@ def _surely_evaluated(node: ast.AST) -> Iterator[ast.AST]:
             yield node
 
 
-def _bound(cells: Sequence[str]) -> set[str]:
-    """Every name that any of the code binds anywhere."""
+@lru_cache(maxsize=4096)
+def _bound(code: str) -> frozenset[str]:
+    """Every name that the code binds anywhere; kept, for each cell is asked about again with every later one."""
+    try:
+        nodes = list(ast.walk(_parsed(code)))
+    except (SyntaxError, ValueError, RecursionError):
+        return frozenset()
     found: set[str] = set()
-    for code in cells:
-        try:
-            nodes = list(ast.walk(_parsed(code)))
-        except (SyntaxError, ValueError, RecursionError):
-            continue
-        for node in nodes:
-            match node:
-                case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
-                    found.add(name)
-                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                    found.add(name)
-                case ast.alias():
-                    found.add((node.asname or node.name).partition(".")[0])
-                case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
-                    found.add(name)
-                case ast.MatchMapping(rest=str(name)):
-                    found.add(name)
-    return found
+    for node in nodes:
+        match node:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
+                found.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.alias():
+                found.add((node.asname or node.name).partition(".")[0])
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                found.add(name)
+            case ast.MatchMapping(rest=str(name)):
+                found.add(name)
+    return frozenset(found)
 
 
-def _unbound(node: ast.AST, known: set[str] | None) -> str | None:
+def _unbound(node: ast.AST, known: Set[str] | None) -> str | None:
     if known is None or not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load):
         return None
     if node.id in known or hasattr(builtins, node.id) or _SHELL_NAME.fullmatch(node.id):

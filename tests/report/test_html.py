@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 from example_records import Recorder, display, error, png, realistic, stream
+from typer.testing import CliRunner
 
+from jupyter_env.cli import app
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.report.html import write_comparison, write_report
+from jupyter_env.runfile import write_records
+from jupyter_env.task import TaskError
 
 ATTACK = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -209,3 +213,15 @@ def test_two_runs_share_a_page(tmp_path: Path) -> None:
     page = Page(tmp_path / "report.html")
     assert [row["run"] for row in page.index] == ["before"] * 4 + ["after"] * 3
     assert len({row["key"] for row in page.index}) == 7 and page.title == "before and after"
+
+
+def test_the_command_shows_one_run_or_two(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        write_records(realistic()[:2], tmp_path / name / "episodes.jsonl")
+    runs = [str(tmp_path / "before"), str(tmp_path / "after" / "episodes.jsonl")]
+    assert CliRunner().invoke(app, ["view", runs[0], "--no-browser"]).exit_code == 0
+    assert Page(tmp_path / "before" / "report.html").title == "before"
+    assert CliRunner().invoke(app, ["view", *runs, "--no-browser"]).exit_code == 0
+    assert Page(tmp_path / "before" / "report-with-after.html").title == "before and after"
+    with pytest.raises(TaskError, match="both runs are named before"):
+        CliRunner().invoke(app, ["view", runs[0], runs[0], "--no-browser"], catch_exceptions=False)
