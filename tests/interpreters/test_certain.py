@@ -25,6 +25,36 @@ def executed(path: Path) -> list[dict[str, Any]]:
     return cells if in_order and "python3" in json.dumps(notebook.get("metadata")) else []
 
 
+@pytest.mark.parametrize(
+    "past",
+    ["!wget http://x/gone.csv", "%run setup.py", "%%bash\nmake gone.csv", "df.to_csv(name)", "open(p, 'w')", "exec(x)"],
+)
+def test_what_earlier_cells_did_unseen_makes_nothing_certain(past: str) -> None:
+    assert certainly("import pandas as pd\npd.read_csv('gone.csv')", [past], []).error is None
+
+
+@pytest.mark.parametrize(
+    "past", ["%run setup.py", "from numpy import *", "%%timeit\nx = 1", "globals()['x'] = 1", "%%time\nx = 1"]
+)
+def test_names_that_may_have_been_bound_unseen(past: str) -> None:
+    assert certainly("print(x)", [past], []).error is None
+
+
+@pytest.mark.parametrize(
+    "past",
+    [
+        "%matplotlib inline",
+        "df = df.copy()\ndf['a']",
+        "df.rename(columns={})\npd.to_datetime(df['x'])",
+        "%%time\ny = 1",
+    ],
+)
+def test_common_cells_leave_certain_what_is(past: str) -> None:
+    code = "import pandas as pd\npd.read_csv('gone.csv')"
+    assert str(certainly(code, [past], []).error).startswith("FileNotFoundError")
+    assert certainly("print(z)", [past], []).error == "NameError: name 'z' is not defined"
+
+
 @pytest.mark.skipif(not NOTEBOOKS.is_dir(), reason="the real notebooks are not here")
 def test_real_cells_that_ran_are_never_said_to_fail_and_their_outputs_are_valid_replies() -> None:
     checked = 0
