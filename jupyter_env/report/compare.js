@@ -77,7 +77,7 @@ function besideStep(step, row, episode, way, alone) {
   const label = step.kind === "cell" ? words(step.status) : step.kind;
   const seen = (step.outputs || []).map((output) => output.text).join("\n") || step.observation || "";
   return el("div", alone ? "alone" : "", el("div", "top", link, el("span", "badge " + (bad ? "bad" : "ok"), label)),
-    reachable(el("pre", "", (step.kind === "answer" ? episode.answer : step.code || step.prose || "").slice(0, 2000)), "Step"),
+    reachable(el("pre", "", ((step.kind === "answer" ? episode.answer : step.code || step.prose) || "").slice(0, 2000)), "Step"),
     seen ? reachable(el("pre", "seen", seen.slice(0, 600) + (seen.length > 600 ? " …" : "")), "Output") : null);
 }
 
