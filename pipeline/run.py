@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import multiprocess
@@ -16,22 +16,27 @@ from datatrove.pipeline.base import PipelineStep
 from pipeline import ledger, metakaggle
 from pipeline.ledger import FAILED, LedgerError, Tally
 from pipeline.metakaggle import KernelTable
+from pipeline.models import ModelSettings
+from pipeline.order import CLASSES, STAGES
 from pipeline.parts import write_aside
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Slurm
 from pipeline.run_folder import RunFolder, Unit
 from pipeline.sources import find_units
 from pipeline.stage import Stage
+from pipeline.stages.ask import Ask
+from pipeline.stages.check import Check
+from pipeline.stages.curate import Curate
 from pipeline.stages.data import Data
 from pipeline.stages.exact import Exact, ExactMatch
+from pipeline.stages.export import Export
 from pipeline.stages.fetch import Fetch, WorkList
 from pipeline.stages.near import Near, NearMatch
 from pipeline.stages.read import Read
 from pipeline.stages.render import Render
 from pipeline.stages.rules import Rules
 from pipeline.stages.signatures import NotebookSignature
-
-STAGES = ("read", "exact", "near", "rules", "fetch", "data", "render")
-"""Those that have a ledger; `fetch` counts data sets, the others notebooks."""
+from pipeline.stages.traces import Traces
+from pipeline.stages.unique import Unique, UniqueMatch
 
 
 class RunError(RuntimeError):
@@ -75,6 +80,11 @@ class Job(msgspec.Struct, frozen=True):
         return self.steps[0] if isinstance(self.steps[0], Stage) else None
 
 
+def read_manifest(folder: RunFolder) -> Manifest:
+    """What the run was started with."""
+    return msgspec.json.decode(folder.manifest.read_bytes(), type=Manifest)
+
+
 def prepare(folder: RunFolder, options: Options, recipe: Recipe, *, repartition: bool = False) -> Manifest:
     """List the input and write the manifest, or check it against the one that is there.
 
@@ -88,7 +98,7 @@ def prepare(folder: RunFolder, options: Options, recipe: Recipe, *, repartition:
         inputs=xxhash.xxh3_128_hexdigest(msgspec.json.encode([units, tables])),
         world_size=recipe.tasks,
         configuration=_configuration(recipe),
-        versions={stage.name: stage.version for stage in (Read, Exact, Near, Rules, Fetch, Data, Render)},
+        versions={stage.name: stage.version for stage in CLASSES},
         options=options,
         recipe=recipe,
     )
@@ -123,10 +133,7 @@ def chosen_units(options: Options) -> list[Unit]:
 
 
 def _configuration(recipe: Recipe) -> str:
-    settings = msgspec.to_builtins(recipe)
-    for key in ("where", "workers", "tasks", "slurm"):
-        settings.pop(key)
-    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(settings, order="sorted"))
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(recipe.replies_depend_on, order="sorted"))
 
 
 def _check_same(old: Manifest, new: Manifest, folder: RunFolder) -> None:
@@ -163,33 +170,89 @@ def _drop_others(folder: RunFolder, names: set[str]) -> None:
                 path.unlink()
 
 
-def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = STAGES[-1]) -> list[Job]:
-    """The steps of a run in order, up to a stage."""
+def job_names(options: Options, recipe: Recipe, until: str = "") -> list[str]:
+    """The jobs of a run in order, up to a stage; empty for as far as it can come.
+
+    Raises:
+        RunError: there is no such stage in this run.
+    """
+    names = ["read", "exact-match", "exact", "near-match", "near", "rules"]
+    if recipe.fetch.online and not options.data:
+        names += ["fetch-list", "fetch"]
+    names += ["data", "render"]
+    if recipe.asker.name:
+        names += ["ask", "check", "unique-match", "unique"]
+        names += ["traces", "curate"] if recipe.teacher.name else []
+        names += ["export"]
+    last = until or recipe.last_stage
+    if last not in names:
+        later = "" if recipe.asker.name else "; those after render need a model (--model, or [asker] in the recipe)"
+        raise RunError(f"--until {last}: expected one of {', '.join(names)}{later}")
+    return names[: names.index(last) + 1]
+
+
+def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = "") -> list[Job]:
+    """The steps of a run in order, up to a stage; empty for as far as it can come.
+
+    Raises:
+        RunError: there is no such stage in this run, or what it needs was not named.
+    """
+    names = job_names(options, recipe, until)
     kernels = KernelTable(folder.folder("metadata")) if options.metadata else None
-    fetching = recipe.fetch.online and not options.data
     datasets = Path(options.data).resolve() if options.data else folder.root / "datasets"
     n = recipe.tasks
-    plan = [
-        Job("read", (Read(folder, kernels, recipe.max_bytes),), n),
-        Job("exact-match", (ExactMatch(folder),), 1),
-        Job("exact", (Exact(folder), NotebookSignature(folder, recipe.near)), n),
-        Job("near-match", (NearMatch(folder, recipe.near),), 1),
-        Job("near", (Near(folder, recipe.near),), n),
-        Job("rules", (Rules(folder, recipe.rules),), n),
-    ]
-    if fetching:
-        if kernels is None:
-            raise RunError(
-                "data sets are fetched by Meta Kaggle's tables; name their folder with --metadata, or give --data"
-            )
-        plan.append(Job("fetch-list", (WorkList(folder, kernels),), 1))
-        plan.append(Job("fetch", (Fetch(folder, recipe.fetch),), recipe.fetch.shares))
-    plan.append(Job("data", (Data(folder, datasets, kernels),), n))
-    plan.append(Job("render", (Render(folder, max_bytes=recipe.max_bytes),), n))
-    if until not in STAGES or (until == "fetch" and not fetching):
-        raise RunError(f"--until {until}: expected one of {', '.join(STAGES)} (fetch only where data sets are fetched)")
-    last = next(index for index, job in enumerate(plan) if job.name == until)
-    return plan[: last + 1]
+    if "fetch" in names and kernels is None:
+        raise RunError(
+            "data sets are fetched by Meta Kaggle's tables; name their folder with --metadata, or give --data"
+        )
+    makers: dict[str, Callable[[], tuple[tuple[PipelineStep, ...], int]]] = {
+        "read": lambda: ((Read(folder, kernels, recipe.max_bytes),), n),
+        "exact-match": lambda: ((ExactMatch(folder),), 1),
+        "exact": lambda: ((Exact(folder), NotebookSignature(folder, recipe.near)), n),
+        "near-match": lambda: ((NearMatch(folder, recipe.near),), 1),
+        "near": lambda: ((Near(folder, recipe.near),), n),
+        "rules": lambda: ((Rules(folder, recipe.rules),), n),
+        "fetch-list": lambda: ((WorkList(folder, cast(KernelTable, kernels)),), 1),
+        "fetch": lambda: ((Fetch(folder, recipe.fetch),), recipe.fetch.shares),
+        "data": lambda: ((Data(folder, datasets, kernels, keep_missing=recipe.missing_data == "keep"),), n),
+        "render": lambda: ((Render(folder, max_bytes=recipe.max_bytes),), n),
+        "ask": lambda: ((Ask(folder, recipe.ask, recipe.asker, _servers_shared_by(recipe)),), _tasks(recipe, "ask")),
+        "check": lambda: ((Check(folder, recipe.check, datasets),), n),
+        "unique-match": lambda: ((UniqueMatch(folder),), 1),
+        "unique": lambda: ((Unique(folder),), n),
+        "traces": lambda: ((Traces(folder, recipe.traces, _tracers(recipe), datasets),), _tasks(recipe, "traces")),
+        "curate": lambda: ((Curate(folder, recipe.curate),), n),
+        "export": lambda: ((_export(folder, recipe, datasets),), 1),
+    }
+    return [Job(name, *makers[name]()) for name in names]
+
+
+def _servers_shared_by(recipe: Recipe) -> int:
+    """How many processes ask the same servers at a time: none shares one that it has started itself."""
+    return 1 if recipe.asker.serve else recipe.tasks if recipe.workers < 0 else min(recipe.tasks, recipe.workers)
+
+
+def _slurm_of(recipe: Recipe, job: str) -> Slurm:
+    special = {"ask": recipe.asker_slurm, "traces": recipe.teacher_slurm}.get(job)
+    return special or recipe.slurm
+
+
+def _tasks(recipe: Recipe, job: str) -> int:
+    return (_slurm_of(recipe, job).tasks if recipe.where == "slurm" else 0) or recipe.tasks
+
+
+def _tracers(recipe: Recipe) -> dict[str, ModelSettings]:
+    models = {"teacher": recipe.teacher}
+    if recipe.traces.missing_data == "simulate":
+        models["simulator"] = recipe.simulator if recipe.simulator.name else recipe.asker
+    return models
+
+
+def _export(folder: RunFolder, recipe: Recipe, datasets: Path) -> Export:
+    used = {"asker": recipe.asker, **(_tracers(recipe) if recipe.teacher.name else {})}
+    models = {role: model.identity for role, model in used.items()}
+    traced = bool(recipe.teacher.name)
+    return Export(folder, recipe.export, datasets, recipe.curate.limits, models, with_traces=traced)
 
 
 def execute(folder: RunFolder, plan: list[Job], recipe: Recipe, watch: Callable[[Job], Any] = lambda job: None) -> None:
@@ -234,7 +297,7 @@ def check(folder: RunFolder, stage: Stage, max_failed: float = 1.0) -> Tally:
             )
         came += lines[-1].end.items
         total.add(ledger.tally(path))
-    given = came if not stage.upstream else folder.tally(stage.upstream).done
+    given = folder.given(stage.upstream, stage.expands) if stage.upstream else came
     if total.items != came or came != given:
         raise LedgerError(
             f"stage {stage.name}: {given:,} items were given, {came:,} came in and {total.items:,} have an outcome"
@@ -267,7 +330,7 @@ def make_executor(folder: RunFolder, job: Job, recipe: Recipe, before: PipelineE
         )
     from datatrove.executor.slurm import SlurmPipelineExecutor
 
-    slurm = recipe.slurm
+    slurm = _slurm_of(recipe, job.name)
     checkout = Path(__file__).resolve().parent.parent
     lines = (
         slurm.env_command,
@@ -298,4 +361,4 @@ def total_of(folder: RunFolder, stage: Stage) -> int | None:
     if stage.name == "read":
         counts = [unit.limit if unit.limit >= 0 else unit.items for unit in folder.units()]
         return sum(counts) if min(counts, default=0) >= 0 else None
-    return folder.tally(stage.upstream).done if stage.upstream else None
+    return folder.given(stage.upstream, stage.expands) if stage.upstream else None
