@@ -40,8 +40,8 @@ _TRANSFORMS = frozenset(
     """groupby merge join concat pivot pivot_table melt stack unstack crosstab resample rolling expanding shift diff
     pct_change cumsum cumprod cummax cummin sort_values sort_index nlargest nsmallest rank quantile corr corrwith cov
     map apply applymap agg aggregate transform query isin between where mask cut qcut fillna dropna drop_duplicates
-    duplicated to_datetime to_numeric astype explode get_dummies value_counts idxmax idxmin argmax argmin mode interpolate replace
-    filter assign eval clip polyfit linregress ttest_ind pearsonr spearmanr chi2_contingency fit asfreq tz_convert
+    duplicated to_datetime to_numeric astype explode get_dummies value_counts idxmax idxmin argmax argmin mode interpolate
+    replace filter assign eval clip polyfit linregress ttest_ind pearsonr spearmanr chi2_contingency fit asfreq tz_convert
     normalize split extract contains startswith match nunique skew kurt std var median sem""".split()  # noqa: SIM905
 )
 _REDUCTIONS = frozenset(("mean", "sum", "count", "size", "min", "max", "prod", "len", "any", "all", "unique"))
@@ -60,6 +60,8 @@ def why_unwanted(question: str) -> tuple[str, str] | None:
 
 def steps(code: str) -> int:
     """About how many operations on the data the code makes: transformations, filters, derivations, reductions.
+
+    Reductions of whole columns alone, however many, are one.
 
     Raises:
         SyntaxError: the code is no Python.
@@ -81,7 +83,7 @@ def steps(code: str) -> int:
                 count += 1
             case ast.For() | ast.comprehension():
                 count += 1
-    return count + reductions
+    return count + reductions if count else min(reductions, 1)
 
 
 def level_of(count: int) -> Level:

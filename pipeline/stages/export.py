@@ -80,23 +80,32 @@ class Export(PipelineStep):  # type: ignore[misc]
         held = held_out(names, self.settings.held_out, self.settings.seed)
         group = {row["id"]: name for row, name in zip(rows, names, strict=True)}
         self._write_pools(out / "pool", rows, group, held)
-        counts: dict[str, int] = {}
-        if self.with_traces:
-            counts = self._write_traces(out, group, held)
+        counts = self._write_traces(out, group, held) if self.with_traces else {}
         text = card(self.run_folder, self.models, counts, groups=len(set(names)), held_groups=len(held))
         (out / "README.md").write_text(text, "utf-8")
 
     def _write_pools(self, out: Path, rows: list[Row], group: dict[str, str], held: set[str]) -> None:
         out.mkdir(parents=True)
+        solved = self._solved()
         split: dict[str, list[Task]] = {"train": [], "held_out": [], "without_data": []}
         for row in rows:
             task = msgspec.json.decode(row["task"], type=Task)
-            task = msgspec.structs.replace(task, metadata={**task.metadata, "group": group[row["id"]]})
+            tried = {"teacher": solved[row["id"]]} if row["id"] in solved else {}
+            task = msgspec.structs.replace(task, metadata={**task.metadata, **tried, "group": group[row["id"]]})
             side = "held_out" if group[row["id"]] in held else "train"
             split[side if row["has_data"] else "without_data"].append(task)
         for name, tasks in split.items():
             if tasks or name == "train":
                 TaskPool(tasks, self.datasets).save(out / f"{name}.jsonl", with_data=self.settings.copy_data)
+
+    def _solved(self) -> dict[str, dict[str, int]]:
+        """By question, how often the teacher tried and was right: none of several is a sign of a wrong question."""
+        found = {}
+        for row in read_rows(self.run_folder.all_parts("traces") if self.with_traces else (), ["id", "records"]):
+            verdicts = [record.verdict for record in msgspec.json.decode(row["records"], type=list[EpisodeRecord])]
+            right = sum(verdict is not None and verdict.correct for verdict in verdicts)
+            found[row["id"]] = {"attempts": len(verdicts), "right": right}
+        return found
 
     def _write_traces(self, out: Path, group: dict[str, str], held: set[str]) -> dict[str, int]:
         counts: dict[str, int] = {}
