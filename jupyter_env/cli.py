@@ -32,6 +32,7 @@ from jupyter_env.commands.console import (
     print_json,
     progress_of,
 )
+from jupyter_env.commands.fidelity import fidelity_command
 from jupyter_env.commands.kernels import doctor, kernelspec_app
 from jupyter_env.commands.rollouts import rollout_command, run_scripted
 from jupyter_env.commands.scores import compare_command, eval_command
@@ -90,6 +91,9 @@ app.command(
     "`jupyter-env rollout dabstep-dev --model Qwen/Qwen3-4B --base-url http://localhost:8000/v1 --n 8 --name first`",
 )(rollout_command)
 app.command("eval", epilog="Example: `jupyter-env eval runs/first`")(eval_command)
+app.command(
+    "fidelity", epilog="Example: `jupyter-env fidelity pool/tasks.jsonl --simulator NAME --base-url URL --n 40`"
+)(fidelity_command)
 app.command("compare", epilog="Example: `jupyter-env compare runs/before runs/after`")(compare_command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -12,9 +13,11 @@ from gymnasium.spaces import Text
 
 from jupyter_env.action import Message, Parser, parse_message, tool_schemas
 from jupyter_env.blocking import LoopThread
+from jupyter_env.chat import Model
 from jupyter_env.episode import SYSTEM_PROMPT, Budget, Episode, EpisodeRecord, OnInfrastructureError, Step
 from jupyter_env.interpreters import Interpreter, KernelSettings, make_kernel
-from jupyter_env.task import Task, TaskError, TaskPool
+from jupyter_env.missing import MissingData, check_choice, workplace
+from jupyter_env.task import Task, TaskDataError, TaskError, TaskPool
 
 Result = TypeVar("Result")
 
@@ -41,8 +44,9 @@ class AnyText(Text):
 class _Running:
     """The episode that runs and the thread it runs in: what must be closed even if the environment is forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, simulator: Model | None) -> None:
         self.episode: Episode | None = None
+        self._simulator = simulator
         self._loop: LoopThread | None = None
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -57,6 +61,8 @@ class _Running:
     def close(self) -> None:
         self.end_episode()
         if self._loop is not None:
+            if (close := getattr(self._simulator, "close", None)) is not None:  # its connections are this loop's
+                self._loop.run(close())
             self._loop.close()
             self._loop = None
 
@@ -78,6 +84,11 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
         make_interpreter: another interpreter in place of the kernel.
         on_infrastructure_error: "retry" (once, on a fresh kernel, replaying the cells; then raise), "raise", or
             "nan" (truncated, with a reward that is not a number).
+        missing_data: what a task is whose tables are missing: "error" raises TaskDataError at `reset`; "skip" draws
+            another and counts it in `skipped`; "simulate" has the simulator invent the outputs. Such an episode has
+            `info["simulated"]` and the provenance "simulated".
+        simulator: a model for "simulate", such as `models.server.ServerModel`. It is used from this environment's
+            event loop, and closed with it if it has connections to close.
         system_prompt: the first message of `messages`.
         require_comment: makes `comment` of execute_code required.
         parser: from the model's message to an action.
@@ -85,6 +96,7 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
 
     Raises:
         TaskError: the pool is empty.
+        ValueError: an argument has none of its values.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium declares it so)
@@ -97,6 +109,8 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
         kernel: KernelSettings = KernelSettings(),  # noqa: B008
         make_interpreter: Callable[[], Interpreter] | None = None,
         on_infrastructure_error: OnInfrastructureError = "retry",
+        missing_data: MissingData = "error",
+        simulator: Model | None = None,
         system_prompt: str = SYSTEM_PROMPT,
         require_comment: bool = False,
         parser: Parser = parse_message,
@@ -109,6 +123,11 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
             raise TaskError("the pool is empty, or no task has a weight above 0; there is nothing to draw")
         if on_infrastructure_error not in ("retry", "raise", "nan"):
             raise ValueError(f'`on_infrastructure_error` is "retry", "raise" or "nan", got {on_infrastructure_error!r}')
+        check_choice(missing_data, simulator)
+        self.skipped: Counter[str] = Counter()
+        """How often each task was drawn and left, for want of its tables."""
+        self._missing_data = missing_data
+        self._simulator = simulator
         self.budget = budget
         self.system_prompt = system_prompt
         self.tools = tool_schemas(require_comment)
@@ -120,7 +139,7 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
         self._require_comment = require_comment
         self._parser = parser
         self._resets = 0  # numbers the episodes, so that the ids of their records differ
-        self._running = _Running()
+        self._running = _Running(simulator)
         # At exit and at garbage collection alike; a `__del__` would run when threads are gone already.
         weakref.finalize(self, self._running.close)
 
@@ -150,8 +169,9 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
             The question with its guidelines and files, and an info with `task_id`, `level` and `dataset`.
 
         Raises:
-            TaskError: no such task, or an option that does not exist.
-            TaskDataError: a table of the task is missing or changed.
+            TaskError: no such task, an option that does not exist, or no task has its tables and the others are
+                to be skipped.
+            TaskDataError: a table of the task is missing (see `missing_data`) or changed.
             InfrastructureError: no kernel could be started.
         """
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64):
@@ -159,10 +179,11 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         self._running.end_episode()
         task = self._choose(options or {})
+        files, make_interpreter = workplace(task, self.task_pool, self._make_interpreter, self._simulator)
         episode = Episode(
             task,
-            {file.path: self.task_pool.file_path(file) for file in task.files},
-            self._make_interpreter,
+            files,
+            make_interpreter,
             budget=self.budget,
             system_prompt=self.system_prompt,
             require_comment=self._require_comment,
@@ -180,9 +201,16 @@ class JupyterQAEnv(gymnasium.Env[str, str]):
             raise TaskError(f"the options of reset are `task_id`, not {sorted(unknown)}")
         if "task_id" in options:
             return self.task_pool.get(options["task_id"])
+        # What is skipped is not remembered: the same seed draws the same tasks, whatever was drawn before.
         weights = [task.weight for task in self.task_pool]
-        total = sum(weights)
-        return self.task_pool[int(self.np_random.choice(len(weights), p=[weight / total for weight in weights]))]
+        while (total := sum(weights)) > 0:
+            drawn = int(self.np_random.choice(len(weights), p=[weight / total for weight in weights]))
+            task = self.task_pool[drawn]
+            if self._missing_data != "skip" or not self.task_pool.missing(task):
+                return task
+            self.skipped[task.id] += 1
+            weights[drawn] = 0.0
+        raise TaskDataError(f"the tables of all {len(weights)} tasks are missing below {self.task_pool.data_root}")
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Take the model's message.

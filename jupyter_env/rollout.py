@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 
 from jupyter_env.agent import AgentSettings, work
-from jupyter_env.chat import ModelSetupError, ModelUnavailable
+from jupyter_env.chat import Model, ModelSetupError, ModelUnavailable
 from jupyter_env.episode import Budget, Episode, EpisodeRecord
 from jupyter_env.interpreters import InfrastructureError, Interpreter, KernelSettings, make_kernel
+from jupyter_env.missing import workplace
 from jupyter_env.runfile import RecordFile, read_records, write_records
 from jupyter_env.scripted import MakeModel
 from jupyter_env.task import Task, TaskDataError, TaskPool
@@ -56,14 +57,18 @@ async def run_episode(
     budget: Budget,
     make_interpreter: Callable[[], Interpreter],
     settings: AgentSettings = AgentSettings(),  # noqa: B008
+    simulator: Model | None = None,
 ) -> EpisodeRecord:
     """Run one episode to its end; a failure of the machine or of the model's server is in the record, not raised.
 
+    Args:
+        simulator: see `missing.workplace`.
+
     Raises:
-        TaskDataError: a table of the task is missing or changed.
+        TaskDataError: a table of the task is missing, without a simulator, or changed.
         ModelSetupError: the model will not answer any episode.
     """
-    files = {file.path: pool.file_path(file) for file in job.task.files}
+    files, make_interpreter = workplace(job.task, pool, make_interpreter, simulator)
     episode = Episode(
         job.task,
         files,
@@ -157,6 +162,7 @@ async def rollout(
     budget: Budget = Budget(),  # noqa: B008
     kernel: KernelSettings = KernelSettings(),  # noqa: B008
     settings: AgentSettings = AgentSettings(),  # noqa: B008
+    simulator: Model | None = None,
     retries: int = 2,
     config: str = "",
     on_record: Callable[[EpisodeRecord], None] = lambda record: None,
@@ -171,6 +177,7 @@ async def rollout(
 
     Args:
         concurrency: episodes at a time; by default twice the cores, so that one starts while another computes.
+        simulator: works as the interpreter for tasks whose tables are missing (`interpreters.SimulatedInterpreter`).
         retries: further attempts after failures of the machine.
         config: the run's hash, for the records.
         on_record: called after each episode and for each that was given up, for progress.
@@ -182,15 +189,15 @@ async def rollout(
         is no episode.
 
     Raises:
-        TaskDataError: a table is missing or changed; checked for all jobs before the first starts.
+        TaskDataError: a table is missing, without a simulator, or changed; checked for all before the first starts.
         TaskError: `out` is broken, or written by another process.
         ModelSetupError: the model will not answer any episode. What has finished is in `out`.
         InfrastructureError: `FAILURES_IN_A_ROW` attempts failed and none ended. What has finished is in `out`.
         OSError: `out` cannot be written, for want of space say.
         ValueError: two jobs make the same episode.
     """
-    for file in {file for job in jobs for file in job.task.files}:
-        pool.file_path(file)
+    for task in {job.task.id: job.task for job in jobs}.values():
+        workplace(task, pool, lambda: make_kernel(kernel), simulator)
 
     async def run(job: Job) -> EpisodeRecord:
         return await run_episode(
@@ -200,6 +207,7 @@ async def rollout(
             budget=budget,
             make_interpreter=lambda: make_kernel(kernel),
             settings=settings,
+            simulator=simulator,
         )
 
     try:

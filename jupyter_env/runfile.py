@@ -21,7 +21,7 @@ from jupyter_env.episode import EPISODE_SCHEMA_VERSION, EpisodeRecord
 from jupyter_env.task import TaskError, TaskPool
 
 
-class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What can change an episode's outcome, and nothing else: not how many episodes, how fast, or where."""
 
     pool: str
@@ -31,6 +31,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     budget: dict[str, Any]
     versions: dict[str, Any]
     """Of the package and the verifier."""
+    simulator: dict[str, Any] = {}
+    """Of tasks whose tables are missing; absent where there is none, so that the hashes of such runs stay."""
 
     @property
     def hash(self) -> str:

@@ -217,8 +217,17 @@ class TaskPool(Sequence[Task]):
             raise TaskDataError(f"{path} has sha256 {found}, expected {file.sha256}: changed or cut short")
         return path
 
-    def save(self, path: str | Path, with_data: bool = True) -> None:
+    def missing(self, task: Task) -> list[str]:
+        """The paths of the task's tables that are not on this machine; whether the others are the right ones,
+        `file_path` tells."""
+        assert self.data_root is not None or not task.files
+        return [file.path for file in task.files if not (self.data_root / file.path).is_file()]  # type: ignore[operator]
+
+    def save(self, path: str | Path, with_data: bool = True, missing_ok: bool = False) -> None:
         """Write the tasks to a `.jsonl` or `.parquet` file, and their tables to `data/` beside it.
+
+        Args:
+            missing_ok: tables that are missing here are missing there too, for tasks worked on without them.
 
         Raises:
             TaskError: another ending, or another file is in the way of a table.
@@ -229,7 +238,7 @@ class TaskPool(Sequence[Task]):
             raise TaskError(f"{path}: a pool is saved as .jsonl or .parquet")
         path.parent.mkdir(parents=True, exist_ok=True)
         if with_data:  # first: if a table is in the way, what lies here stays as it is
-            self.copy_data(path.parent / "data")
+            self.copy_data(path.parent / "data", missing_ok)
         unfinished = path.with_name(f".{path.name}.unfinished")
         if path.suffix == ".jsonl":
             encoder = msgspec.json.Encoder(order="sorted")
@@ -238,14 +247,20 @@ class TaskPool(Sequence[Task]):
             _datasets_library().Dataset.from_list([_to_row(task) for task in self]).to_parquet(str(unfinished))
         unfinished.replace(path)
 
-    def copy_data(self, folder: Path) -> None:
+    def copy_data(self, folder: Path, missing_ok: bool = False) -> None:
         """Copy the tables of all tasks to below `folder`; files already there with the right content stay.
+
+        Args:
+            missing_ok: tables that are missing are left out.
 
         Raises:
             TaskError: a different file lies where a table should go.
             TaskDataError: a table is missing or changed.
         """
-        files = {file.path: file for task in self for file in task.files}.values()
+        files = list({file.path: file for task in self for file in task.files}.values())
+        if missing_ok:
+            gone = {path for task in self for path in self.missing(task)}
+            files = [file for file in files if file.path not in gone]
         missing = [file for file in files if not (folder / file.path).exists()]
         for file in files:
             target = folder / file.path

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json as jsonlib
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import typer
 
 from jupyter_env.agent import PROMPTS, AgentSettings, agent_settings
-from jupyter_env.commands.console import DataRoot, Json, PoolFile, load_pool
+from jupyter_env.commands.console import DataRoot, Json, PoolFile, err, load_pool
 from jupyter_env.commands.run import ModelSpec, Run, roll_out, show
 from jupyter_env.episode import Budget
+from jupyter_env.missing import MissingData
 from jupyter_env.scripted import AGENTS
 from jupyter_env.task import TaskError, TaskPool
 
@@ -55,6 +56,16 @@ def rollout_command(
         str | None, typer.Option(help="Address of a Ray cluster to run on, such as 10.0.0.1:6379, or auto.")
     ] = None,
     data_root: DataRoot = None,
+    missing_data: Annotated[
+        str, typer.Option(help="Tasks whose tables are missing: error, skip, or simulate (with --simulator).")
+    ] = "error",
+    simulator: Annotated[
+        str | None, typer.Option(help="Model that invents the outputs of such tasks; --model's server by default.")
+    ] = None,
+    simulator_url: Annotated[str | None, typer.Option(help="Its server. Default: --base-url.")] = None,
+    simulator_key_env: Annotated[
+        str | None, typer.Option(help="Variable with its server's key. Default: --api-key-env.")
+    ] = None,
     n: Annotated[int, typer.Option(help="Episodes per task and agent.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of the first of the n episodes; the others count on.", min=0)] = 0,
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
@@ -82,8 +93,15 @@ def rollout_command(
         raise TaskError("give --model or --agent, not both")
     if ray is not None and local:
         raise TaskError("--local runs the model in this process, and --ray the episodes elsewhere; give one of them")
+    if missing_data not in get_args(MissingData):
+        raise TaskError(f"--missing-data is error, skip or simulate, got {missing_data!r}")
+    if (missing_data == "simulate") != (simulator is not None):
+        raise TaskError("--missing-data simulate and --simulator, the model that invents the outputs, go together")
+    if simulator is not None and ray is not None:
+        raise TaskError("tasks without their tables are simulated on this machine only; leave out --ray")
+    tasks = load_pool(pool or pool_option or "", data_root)
     run = Run(
-        pool=load_pool(pool or pool_option or "", data_root),
+        pool=_with_data(tasks) if missing_data == "skip" else tasks,
         folder=runs / (name or time.strftime("rollout-%Y%m%d-%H%M%S")),
         n=n,
         seed=seed,
@@ -95,6 +113,13 @@ def rollout_command(
         reports=reports,
         ray=ray,
     )
+    if simulator is not None:
+        run.simulator = ModelSpec(
+            name=simulator,
+            base_url=simulator_url or base_url,
+            api_key_env=simulator_key_env or api_key_env,
+            concurrency=run.concurrency or 32,
+        )
     if model is None:
         run.agents = _scripted(agent or ["oracle"])
     else:
@@ -113,6 +138,16 @@ def rollout_command(
         identity = {"model": model, "sampling": run.model.sampling, "local": local, "tools_as_text": tools_as_text}
         run.agents = {model: {**identity, "settings": msgspec.to_builtins(run.settings)}}
     show(run, roll_out(run), json)
+
+
+def _with_data(pool: TaskPool) -> TaskPool:
+    """The tasks whose tables are here; says how many are left out."""
+    kept = pool.filter(lambda task: not pool.missing(task))
+    if len(kept) < len(pool):
+        err.print(
+            f"[yellow]{len(pool) - len(kept)} of {len(pool)} tasks are skipped: their tables are missing.[/yellow]"
+        )
+    return kept
 
 
 def _fields(extra: str | None) -> dict[str, Any]:

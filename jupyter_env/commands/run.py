@@ -90,6 +90,8 @@ class Run:
     """By name, with what identifies each; for `RunConfig`."""
     model: ModelSpec | None = None
     """None for scripted agents."""
+    simulator: ModelSpec | None = None
+    """Invents the outputs of tasks whose tables are missing."""
     ray: str | None = None
     """Address of a Ray cluster to run on."""
     n: int = 1
@@ -112,6 +114,7 @@ class Run:
             agents=self.agents,
             budget=msgspec.to_builtins(self.budget),
             versions={"jupyter_env": __version__, "verifier": VERIFIER_VERSION},
+            simulator={"model": self.simulator.name, "sampling": self.simulator.sampling} if self.simulator else {},
         )
 
     @property
@@ -179,7 +182,11 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
         model = run.model.connect()
         await model.check()
         settings = _fitting(settings, model.context_tokens)
+    simulator = None
     try:
+        if run.simulator is not None:
+            simulator = run.simulator.connect()
+            await simulator.check(tools=())
         if run.ray is not None:
             from jupyter_env.rayrun import rollout_on_ray
 
@@ -198,11 +205,19 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
         if model is not None:
             agents = {name: lambda task, seed: model.seeded(seed) for name in run.agents}
         return await rollout(
-            jobs, run.pool, agents, out_file, concurrency=run.concurrency, settings=settings, **options
+            jobs,
+            run.pool,
+            agents,
+            out_file,
+            concurrency=run.concurrency,
+            settings=settings,
+            simulator=simulator,
+            **options,
         )
     finally:
-        if model is not None:
-            await model.close()
+        for connected in (model, simulator):
+            if connected is not None:
+                await connected.close()
 
 
 def _fitting(settings: AgentSettings, context_tokens: int | None) -> AgentSettings:
@@ -222,7 +237,7 @@ def _save_pool(run: Run) -> None:
     tasks = {task.id: task for task in run.pool}
     if run.mix and path.exists():
         tasks = {**{task.id: task for task in TaskPool.load(path)}, **tasks}
-    TaskPool(tasks.values(), run.pool.data_root).save(path)
+    TaskPool(tasks.values(), run.pool.data_root).save(path, missing_ok=run.simulator is not None)
 
 
 def show(run: Run, records: list[EpisodeRecord], json: bool) -> None:

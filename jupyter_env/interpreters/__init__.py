@@ -1,4 +1,4 @@
-"""Where an agent's code runs: one protocol, and the local Jupyter kernel behind it."""
+"""Where an agent's code runs: one protocol; local Jupyter kernels and a simulating model behind it."""
 
 from jupyter_env.forkserver.shared import close_servers
 from jupyter_env.interpreters.base import BranchError, CellResult, InfrastructureError, Interpreter, Status
@@ -6,6 +6,7 @@ from jupyter_env.interpreters.isolated import IsolatedKernel, make_kernel
 from jupyter_env.interpreters.local import LocalKernel
 from jupyter_env.interpreters.output import OutputLimits, render_outputs
 from jupyter_env.interpreters.settings import KernelSettings
+from jupyter_env.interpreters.simulated import SimulatedInterpreter
 
 __all__ = [
     "BranchError",
@@ -16,6 +17,7 @@ __all__ = [
     "KernelSettings",
     "LocalKernel",
     "OutputLimits",
+    "SimulatedInterpreter",
     "Status",
     "close_servers",
     "make_kernel",
