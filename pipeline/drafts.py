@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,7 +10,10 @@ from msgspec import Meta
 
 from jupyter_env.answer import Answer, Date, Integer, ListOf, Number, Text, reference_text, verify
 from jupyter_env.literals import NotThisType, read_number, split_list
+from jupyter_env.missing import REFERENCE_KEY
 from jupyter_env.task import DataFile, Level, Task
+from pipeline.catalog import input_path
+from pipeline.reads import UNKNOWN
 
 LEVELS: tuple[Level, ...] = ("easy", "medium", "hard", "expert")
 
@@ -111,10 +115,27 @@ def lower_level(one: Level, other: Level) -> Level:
     return min(one, other, key=LEVELS.index)
 
 
-def data_files(files: list[dict[str, Any]]) -> tuple[DataFile, ...]:
-    """A row's files as a task's, each once; below `data/` they lie as in the folder of data sets."""
-    found = {f"{file['dataset']}/{file['file']}": file["sha256"] for file in files}
+UNKNOWN_CONTENT = "0" * 64
+"""In place of the sha256 of a table that is not here: no file has it, so that none is ever taken for it."""
+
+
+def data_files(row: dict[str, Any]) -> tuple[DataFile, ...]:
+    """A notebook's files as a task's, each once; below `data/` they lie as in the folder of data sets.
+
+    Where none is here, those that the notebook names: for a model that stands in for the interpreter.
+    """
+    found = {f"{file['dataset']}/{file['file']}": file["sha256"] for file in row["files"] or ()}
+    if not found:
+        found = {path: UNKNOWN_CONTENT for name in row["missing"] or () if (path := missing_path(name))}
     return tuple(DataFile(path=path, sha256=sha256) for path, sha256 in sorted(found.items()))
+
+
+def missing_path(name: str) -> str:
+    """Where a table that is not here is said to be, below `data/`: as below Kaggle's input folder, else its name alone;
+    empty for a path that is not known."""
+    path = input_path(name) or PurePosixPath(name.replace("\\", "/")).name
+    parts = [part for part in path.split("/") if part not in ("", ".", "..") and ":" not in part and "\0" not in part]
+    return "" if UNKNOWN in name or not parts else "/".join(parts)
 
 
 def make_task(name: str, candidate: Candidate, row: dict[str, Any]) -> Task:
@@ -133,7 +154,7 @@ def make_task(name: str, candidate: Candidate, row: dict[str, Any]) -> Task:
         question=draft.question.strip(),
         guidelines=draft.guidelines.strip(),
         answer=candidate.answer,
-        files=data_files(row["files"]),
+        files=data_files(row),
         level=candidate.level,
         dataset=", ".join(row["datasets"] or ()),
         source=f"notebook {row['id']}",
@@ -146,5 +167,6 @@ def make_task(name: str, candidate: Candidate, row: dict[str, Any]) -> Task:
             "evidence": {"cell": draft.evidence_cell, "text": draft.evidence},
             "checks": candidate.checks,
             "missing": list(row["missing"] or ()),
+            **({REFERENCE_KEY: row["reference"]} if row["reference"] else {}),
         },
     )

@@ -37,12 +37,13 @@ _MODELS = re.compile(
 )
 
 _TRANSFORMS = frozenset(
-    """groupby merge join concat pivot pivot_table melt stack unstack crosstab resample rolling expanding shift diff
-    pct_change cumsum cumprod cummax cummin sort_values sort_index nlargest nsmallest rank quantile corr corrwith cov
-    map apply applymap agg aggregate transform query isin between where mask cut qcut fillna dropna drop_duplicates
-    duplicated to_datetime to_numeric astype explode get_dummies value_counts idxmax idxmin argmax argmin mode interpolate
-    replace filter assign eval clip polyfit linregress ttest_ind pearsonr spearmanr chi2_contingency fit asfreq tz_convert
-    normalize split extract contains startswith match nunique skew kurt std var median sem""".split()  # noqa: SIM905
+    """groupby merge join concat pivot pivot_table melt stack unstack crosstab resample rolling expanding shift
+    diff pct_change cumsum cumprod cummax cummin sort_values sort_index nlargest nsmallest rank quantile
+    corr corrwith cov map apply applymap agg aggregate transform query isin between where mask cut qcut
+    fillna dropna drop_duplicates duplicated to_datetime to_numeric astype explode get_dummies value_counts
+    idxmax idxmin argmax argmin mode interpolate replace filter assign eval clip polyfit linregress
+    ttest_ind pearsonr spearmanr chi2_contingency fit asfreq tz_convert normalize split extract contains
+    startswith match nunique skew kurt std var median sem""".split()  # noqa: SIM905
 )
 _REDUCTIONS = frozenset(("mean", "sum", "count", "size", "min", "max", "prod", "len", "any", "all", "unique"))
 

@@ -17,7 +17,7 @@ from jupyter_env.answer import reference_text, verify
 from jupyter_env.chat import neutral
 from pipeline.benchmark_questions import is_benchmark_question
 from pipeline.calls import BadReply
-from pipeline.drafts import Candidate, Draft, DraftError, Drafts, lower_level, typed_answer
+from pipeline.drafts import Candidate, Draft, DraftError, Drafts, lower_level, missing_path, typed_answer
 from pipeline.evidence import missing_evidence
 from pipeline.excerpt import estimate_tokens, excerpt, output_of
 from pipeline.model_stage import ModelStage
@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         ("missing", pa.list_(pa.string())),
         ("edu_score", pa.int8()),
         ("justification", pa.string()),
+        ("reference", pa.string()),
         ("candidates", pa.list_(pa.string())),
         ("count", pa.int32()),
     ]
@@ -132,6 +133,8 @@ class Ask(ModelStage):
             **kept,
             "edu_score": score.educational_score,
             "justification": score.justification,
+            # For the model that stands in for the interpreter, where there is no table.
+            "reference": "" if row["files"] else excerpt(row["text"], self.settings.max_tokens),
             "candidates": [msgspec.json.encode(candidate).decode() for candidate in candidates],
             "count": len(candidates),
         }
@@ -200,7 +203,8 @@ def notebook_message(row: Row, max_tokens: int) -> str:
     files = [
         f"- data/{file['dataset']}/{file['file']} (in the notebook {file['read']!r})" for file in row["files"] or ()
     ]
-    files += [f"- {path!r} (not here)" for path in row["missing"] or ()]
+    lost = [(missing_path(name), name) for name in row["missing"] or ()]
+    files += [f"- data/{path} (in the notebook {name!r})" for path, name in lost if path and not row["files"]]
     return prompt("notebook").fill(
         mark=row["key"][:12], notebook=excerpt(row["text"], max_tokens).strip("\n"), files=neutral("\n".join(files))
     )

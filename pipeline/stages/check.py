@@ -13,7 +13,7 @@ import xxhash
 from jupyter_env.check import ReferenceRun, check_task, run_reference
 from jupyter_env.interpreters import KernelSettings
 from jupyter_env.task import Task, TaskPool
-from pipeline.drafts import Candidate, make_task, refined
+from pipeline.drafts import UNKNOWN_CONTENT, Candidate, make_task, refined
 from pipeline.model_stage import ModelStage
 from pipeline.parts import read_rows
 from pipeline.run_folder import RunFolder, Unit
@@ -86,14 +86,15 @@ class Check(ModelStage):
         except ValueError as error:
             return Rejected("no_task", str(error))
         checks = {**candidate.checks, "reference_code": "not_run"}
-        if task.files:
+        has_data = bool(row["files"])
+        if has_data:
             run = await self._run_code(task)
             if isinstance(run, Rejected):
                 return run
             checks["reference_code"] = "agrees"
             task = msgspec.structs.replace(task, answer=refined(task.answer, run.last_line))
         task = msgspec.structs.replace(task, metadata={**task.metadata, "checks": checks})
-        if task.files:
+        if has_data:
             report = await check_task(task, TaskPool([task], self.datasets), self._kernel())
             if not report.sound:
                 return Rejected("unsound", "; ".join(report.problems))
@@ -104,8 +105,8 @@ class Check(ModelStage):
             "notebook_key": row["key"],
             **{name: row[name] for name in ("kernel_version", "forked_from", "repo", "datasets")},
             "level": task.level,
-            "has_data": bool(task.files),
-            "hashes": sorted({file.sha256 for file in task.files}),
+            "has_data": has_data,
+            "hashes": sorted({file.sha256 for file in task.files} - {UNKNOWN_CONTENT}),
             "task": msgspec.json.encode(task).decode(),
         }
 

@@ -96,7 +96,9 @@ class Export(PipelineStep):  # type: ignore[misc]
             split[side if row["has_data"] else "without_data"].append(task)
         for name, tasks in split.items():
             if tasks or name == "train":
-                TaskPool(tasks, self.datasets).save(out / f"{name}.jsonl", with_data=self.settings.copy_data)
+                TaskPool(tasks, self.datasets).save(
+                    out / f"{name}.jsonl", with_data=self.settings.copy_data and name != "without_data"
+                )
 
     def _solved(self) -> dict[str, dict[str, int]]:
         """By question, how often the teacher tried and was right: none of several is a sign of a wrong question."""

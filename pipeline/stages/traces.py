@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jupyter_env.action import Message
 from jupyter_env.agent import AgentSettings, agent_settings
 from jupyter_env.chat import Model, ModelUnavailable, Reply, Usage
 from jupyter_env.episode import Budget, EpisodeRecord
-from jupyter_env.interpreters import InfrastructureError, Interpreter, KernelSettings, make_kernel
+from jupyter_env.interpreters import InfrastructureError, KernelSettings, make_kernel
 from jupyter_env.rollout import Job, run_episode
 from jupyter_env.task import Task, TaskPool
 from pipeline.model_stage import ModelStage
@@ -118,10 +118,11 @@ class Traces(ModelStage):
             record = await run_episode(
                 Job(task, "teacher", attempt),
                 pool,
-                lambda task, seed: self._teacher(item, seed),
+                lambda task, seed: self._model("teacher", item, seed),
                 budget=self.settings.budget,
-                make_interpreter=self._interpreter(item, task, attempt),
+                make_interpreter=lambda: make_kernel(KernelSettings(max_memory_bytes=self.settings.max_memory_bytes)),
                 settings=self.settings.agent,
+                simulator=self._model("simulator", item, attempt) if "simulator" in self.models else None,
             )
             if record.stop_reason != "infrastructure_error":
                 return _timeless(record)
@@ -129,15 +130,11 @@ class Traces(ModelStage):
                 raise ModelUnavailable(record.error)
         raise InfrastructureError(record.error or "the episode failed")
 
-    def _teacher(self, item: Item, seed: int) -> Model:
+    def _model(self, role: str, item: Item, seed: int) -> Model:
         async def respond(messages: Sequence[Message], tools: Sequence[dict[str, Any]], /) -> Reply:
-            return await self.model("teacher").ask(item.id, messages, tools, seed=seed)
+            return await self.model(role).ask(item.id, messages, tools, seed=seed)
 
         return respond
-
-    def _interpreter(self, item: Item, task: Task, attempt: int) -> Callable[[], Interpreter]:
-        kernel = KernelSettings(max_memory_bytes=self.settings.max_memory_bytes)
-        return lambda: make_kernel(kernel)
 
 
 def _timeless(record: EpisodeRecord) -> EpisodeRecord:
