@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from jupyter_env.chat import ModelSetupError
+from pipeline.estimate import estimate
 from pipeline.explain import NotFoundError, explain
 from pipeline.funnel import funnel, levels, levels_table, table
 from pipeline.ledger import LedgerError
@@ -21,9 +22,10 @@ from pipeline.metakaggle import MetadataError
 from pipeline.model_stage import StageStopped
 from pipeline.progress import watched
 from pipeline.recipe import Recipe, RecipeError, load_recipe
-from pipeline.run import Options, RunError, chosen_units, execute, job_names, jobs, prepare
+from pipeline.run import Options, RunError, chosen_units, execute, job_names, jobs, prepare, servers_shared_by
 from pipeline.run_folder import RunFolder
 from pipeline.sources import SourceError
+from pipeline.stages.ask import Ask
 
 app = typer.Typer(
     help="From a heap of notebooks to those worth asking about, with their data sets.",
@@ -39,6 +41,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 @app.command(
     epilog="Examples:\n\n"
     "    python -m pipeline run --input notebooks/ --data tables/\n\n"
+    "    python -m pipeline run --input notebooks/ --data tables/ --model Qwen/Qwen3-32B "
+    "--base-url http://gpu:8000/v1 --teacher Qwen/Qwen3-32B --teacher-url http://gpu:8000/v1\n\n"
     "    python -m pipeline run --recipe kaggle-slurm --input meta-kaggle-code/ --metadata meta-kaggle/ --dry-run\n\n"
     "Run the same command again to go on where it was ended. Exit codes: 0 done, 1 an error, 2 wrong usage."
 )
@@ -115,7 +119,7 @@ def _print_plan(folder: RunFolder, options: Options, recipe: Recipe, until: str,
     units = chosen_units(options)
     known = sum(min(unit.items, unit.limit) if unit.limit >= 0 else unit.items for unit in units if unit.items >= 0)
     unknown = sum(unit.items < 0 for unit in units)
-    plan = {
+    plan: dict[str, Any] = {
         "out": str(folder.root),
         "units": len(units),
         "notebooks": known,
@@ -125,11 +129,20 @@ def _print_plan(folder: RunFolder, options: Options, recipe: Recipe, until: str,
         "workers": recipe.workers,
         "jobs": job_names(options, recipe, until),
     }
+    if "ask" in plan["jobs"]:
+        plan["in_flight"] = Ask(folder, recipe.ask, recipe.asker, servers_shared_by(recipe)).in_flight
+        plan["models"] = estimate(folder, recipe, known)
     if as_json:
         typer.echo(json.dumps(plan, indent=1))
         return
-    for key, value in plan.items():
-        typer.echo(f"{key:22}{', '.join(value) if isinstance(value, list) else value}")
+    models = plan.pop("models", {})
+    for key, value in {**plan, **models}.items():
+        if isinstance(value, dict):
+            typer.echo(
+                f"{key:22}" + ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in value.items())
+            )
+        else:
+            typer.echo(f"{key:22}{', '.join(value) if isinstance(value, list) else value}")
 
 
 def _print_funnel(stages: list[dict[str, Any]], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from jupyter_env.answer import Answer, Date, Integer, ListOf, Number, Text, verify
 from jupyter_env.literals import fold
 
-_NUMBER = re.compile(r"[-−]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?\.?\d+(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"(?<![\d.])[-−]?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
 _MOMENT = re.compile(
     r"\d{4}-\d{2}(?:-\d{2})?(?:[ T]\d{2}:\d{2}(?::\d{2})?)?|\b\d{4}\b|\d{1,2} \w+ \d{4}|\w+ \d{1,2}, \d{4}"
 )

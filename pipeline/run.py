@@ -216,7 +216,7 @@ def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = "") -
         "fetch": lambda: ((Fetch(folder, recipe.fetch),), recipe.fetch.shares),
         "data": lambda: ((Data(folder, datasets, kernels, keep_missing=recipe.missing_data == "keep"),), n),
         "render": lambda: ((Render(folder, max_bytes=recipe.max_bytes),), n),
-        "ask": lambda: ((Ask(folder, recipe.ask, recipe.asker, _servers_shared_by(recipe)),), _tasks(recipe, "ask")),
+        "ask": lambda: ((Ask(folder, recipe.ask, recipe.asker, servers_shared_by(recipe)),), _tasks(recipe, "ask")),
         "check": lambda: ((Check(folder, recipe.check, datasets),), n),
         "unique-match": lambda: ((UniqueMatch(folder),), 1),
         "unique": lambda: ((Unique(folder),), n),
@@ -227,7 +227,7 @@ def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = "") -
     return [Job(name, *makers[name]()) for name in names]
 
 
-def _servers_shared_by(recipe: Recipe) -> int:
+def servers_shared_by(recipe: Recipe) -> int:
     """How many processes ask the same servers at a time: none shares one that it has started itself."""
     return 1 if recipe.asker.serve else recipe.tasks if recipe.workers < 0 else min(recipe.tasks, recipe.workers)
 

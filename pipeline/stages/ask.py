@@ -19,7 +19,7 @@ from pipeline.benchmark_questions import is_benchmark_question
 from pipeline.calls import BadReply
 from pipeline.drafts import Candidate, Draft, DraftError, Drafts, lower_level, missing_path, typed_answer
 from pipeline.evidence import missing_evidence
-from pipeline.excerpt import estimate_tokens, excerpt, output_of
+from pipeline.excerpt import excerpt, output_of
 from pipeline.model_stage import ModelStage
 from pipeline.models import ModelSettings
 from pipeline.prompts import prompt
@@ -249,9 +249,3 @@ def unfit(draft: Draft, text: str, min_steps: int) -> Candidate:
 
 def _rejected(candidate: Candidate, reason: str, detail: str = "") -> Candidate:
     return msgspec.structs.replace(candidate, rejected=reason, detail=detail[:500])
-
-
-def prompt_tokens(row: Row, settings: AskSettings) -> dict[str, int]:
-    """Estimated tokens of a notebook's prompts: what they share, and what each adds; for `--dry-run`."""
-    shared = estimate_tokens(prompt("system").text + notebook_message(row, settings.max_tokens))
-    return {"shared": shared, **{name: estimate_tokens(prompt(name).text) for name in ("score", "ask", "read")}}
