@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +96,10 @@ class Script:
         cells = [("Ok, here is the plan: I look at the table and then compute.", look)]
         if body.get("seed"):
             cells.append(("I see how many values are missing.", f"print(pd.read_csv({path[0]!r}).isna().sum())"))
-        cells.append(("Now I compute the answer from the table.", question.draft["code"]))
+        code = question.draft["code"]
+        for source in sources():  # where the task has the table
+            code = code.replace(source.path, path[0] if path else "")
+        cells.append(("Now I compute the answer from the table.", code))
         if turn < len(cells):
             comment, code = cells[turn]
             return completion(calls=[call("execute_code", {"code": code, "comment": comment})], finish="tool_calls")
@@ -105,3 +110,22 @@ class Script:
 def sometimes(behave: Behave, trouble: Callable[[int], Answer | None]) -> Behave:
     """The same, but for requests that trouble comes to, by their number."""
     return lambda body, number: trouble(number) or behave(body, number)
+
+
+class Inventing(Script):
+    """It stands in for the interpreter too: what the reference code would print, it knows from the labels."""
+
+    def __call__(self, body: dict[str, Any], number: int) -> Answer:
+        if "stateful Python code interpreter" not in body["messages"][0]["content"]:
+            return super().__call__(body, number)
+        code = body["messages"][1]["content"].rpartition("<cell_to_execute>")[2]
+        known = [question for question in self.questions if question.draft["code"].splitlines()[-1] in code]
+        shown = ", ".join(known[0].draft["answer"]) if known else "  species  island\n0  Adelie  Dream"
+        return completion(f'<output_cell status="ok">\n{shown}\n</output_cell>')
+
+
+if __name__ == "__main__":  # a server for tests that start one: `scripted.py PORT`
+    from servers import ScriptedServer
+
+    with ScriptedServer(Script(), port=int(sys.argv[1])):
+        time.sleep(float(sys.argv[2]) if len(sys.argv) > 2 else 3600)
