@@ -228,3 +228,26 @@ def test_records_hold_no_times(finished: Finished) -> None:
     record = json.loads(row["record"])
     assert record["started_at"] == "" and record["duration_s"] == 0
     assert len(sources()) == 10
+
+
+def test_the_command_line(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+
+    def call(*arguments: object) -> str:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "second_reader_disagrees" in call("questions", "-o", finished.folder.root)
+    rows = json.loads(call("questions", "-o", finished.folder.root, "--json"))
+    assert [row["level"] for row in rows] == ["easy", "medium", "hard", "expert"]
+    given = ("run", "--input", finished.work / "in", "--data", finished.work / "data", "-o", finished.folder.root)
+    models = ("--model", "m", "--base-url", "http://a/v1,http://b/v1", "--teacher", "t", "--dry-run", "--json")
+    plan = json.loads(call(*given, *models))
+    assert plan["jobs"][-6:] == ["check", "unique-match", "unique", "traces", "curate", "export"]
+    assert plan["models"]["from"] == "this run" and plan["models"]["notebooks_scored"] == 10
+    assert plan["models"]["teacher"]["calls"] > 0
+    failed = CliRunner().invoke(app, [*map(str, given), "--until", "ask", "--dry-run"])
+    assert "those after render need a model" in str(failed.exception)
