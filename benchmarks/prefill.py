@@ -34,8 +34,9 @@ from pipeline.excerpt import estimate_tokens
 from pipeline.models import ModelSettings
 from pipeline.notebook import FullNotebook, NotebookError, joined, parse_full
 from pipeline.parts import read_rows
+from pipeline.plan import Options, jobs
 from pipeline.recipe import Recipe
-from pipeline.run import Options, jobs, prepare
+from pipeline.run import prepare
 from pipeline.run_folder import RunFolder
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))

@@ -20,9 +20,10 @@ from pipeline.funnel import funnel, levels, levels_table, table
 from pipeline.ledger import LedgerError
 from pipeline.metakaggle import MetadataError
 from pipeline.model_stage import StageStopped
+from pipeline.plan import Options, RunError, job_names, jobs, servers_shared_by
 from pipeline.progress import watched
 from pipeline.recipe import Recipe, RecipeError, load_recipe
-from pipeline.run import Options, RunError, chosen_units, execute, job_names, jobs, prepare, servers_shared_by
+from pipeline.run import chosen_units, execute, prepare
 from pipeline.run_folder import RunFolder
 from pipeline.sources import SourceError
 from pipeline.stages.ask import Ask

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.export import ExportSettings
 from pipeline.kaggle import FetchSettings
 from pipeline.matching import MatchSettings
 from pipeline.models import ModelSettings
@@ -15,7 +16,6 @@ from pipeline.notebook import MAX_BYTES
 from pipeline.stages.ask import AskSettings
 from pipeline.stages.check import CheckSettings
 from pipeline.stages.curate import CurateSettings
-from pipeline.stages.export import ExportSettings
 from pipeline.stages.rules import RuleSettings
 from pipeline.stages.traces import TraceSettings
 

@@ -5,53 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import multiprocess
 import xxhash
 from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 
 from pipeline import ledger, metakaggle
 from pipeline.ledger import FAILED, LedgerError, Tally
-from pipeline.metakaggle import KernelTable
-from pipeline.models import ModelSettings
 from pipeline.order import CLASSES, STAGES
 from pipeline.parts import write_aside
-from pipeline.recipe import Recipe, Slurm
+from pipeline.plan import Job, Options, RunError, slurm_of
+from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, Unit
 from pipeline.sources import find_units
 from pipeline.stage import Stage
-from pipeline.stages.ask import Ask
-from pipeline.stages.check import Check
-from pipeline.stages.curate import Curate
-from pipeline.stages.data import Data
-from pipeline.stages.exact import Exact, ExactMatch
-from pipeline.stages.export import Export
-from pipeline.stages.fetch import Fetch, WorkList
-from pipeline.stages.near import Near, NearMatch
-from pipeline.stages.read import Read
-from pipeline.stages.render import Render
-from pipeline.stages.rules import Rules
-from pipeline.stages.signatures import NotebookSignature
-from pipeline.stages.traces import Traces
-from pipeline.stages.unique import Unique, UniqueMatch
-
-
-class RunError(RuntimeError):
-    """A run that can't go on; the message says what to do."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run was started with beside its recipe."""
-
-    inputs: str
-    data: str = ""
-    """A folder of data sets; empty where they are fetched, or where no data set is looked for."""
-    metadata: str = ""
-    """The folder of Meta Kaggle's CSV files."""
-    limit: int = -1
+from pipeline.stages.fetch import Fetch
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,19 +35,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, int]
     options: Options
     recipe: Recipe
-
-
-class Job(msgspec.Struct, frozen=True):
-    """Steps that each task does one after the other for its units, and into how many tasks the job is cut."""
-
-    name: str
-    steps: tuple[PipelineStep, ...]
-    tasks: int
-
-    @property
-    def stage(self) -> Stage | None:
-        """The first step, where it has a ledger."""
-        return self.steps[0] if isinstance(self.steps[0], Stage) else None
 
 
 def read_manifest(folder: RunFolder) -> Manifest:
@@ -170,91 +127,6 @@ def _drop_others(folder: RunFolder, names: set[str]) -> None:
                 path.unlink()
 
 
-def job_names(options: Options, recipe: Recipe, until: str = "") -> list[str]:
-    """The jobs of a run in order, up to a stage; empty for as far as it can come.
-
-    Raises:
-        RunError: there is no such stage in this run.
-    """
-    names = ["read", "exact-match", "exact", "near-match", "near", "rules"]
-    if recipe.fetch.online and not options.data:
-        names += ["fetch-list", "fetch"]
-    names += ["data", "render"]
-    if recipe.asker.name:
-        names += ["ask", "check", "unique-match", "unique"]
-        names += ["traces", "curate"] if recipe.teacher.name else []
-        names += ["export"]
-    last = until or recipe.last_stage
-    if last not in names:
-        later = "" if recipe.asker.name else "; those after render need a model (--model, or [asker] in the recipe)"
-        raise RunError(f"--until {last}: expected one of {', '.join(names)}{later}")
-    return names[: names.index(last) + 1]
-
-
-def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = "") -> list[Job]:
-    """The steps of a run in order, up to a stage; empty for as far as it can come.
-
-    Raises:
-        RunError: there is no such stage in this run, or what it needs was not named.
-    """
-    names = job_names(options, recipe, until)
-    kernels = KernelTable(folder.folder("metadata")) if options.metadata else None
-    datasets = Path(options.data).resolve() if options.data else folder.root / "datasets"
-    n = recipe.tasks
-    if "fetch" in names and kernels is None:
-        raise RunError(
-            "data sets are fetched by Meta Kaggle's tables; name their folder with --metadata, or give --data"
-        )
-    makers: dict[str, Callable[[], tuple[tuple[PipelineStep, ...], int]]] = {
-        "read": lambda: ((Read(folder, kernels, recipe.max_bytes),), n),
-        "exact-match": lambda: ((ExactMatch(folder),), 1),
-        "exact": lambda: ((Exact(folder), NotebookSignature(folder, recipe.near)), n),
-        "near-match": lambda: ((NearMatch(folder, recipe.near),), 1),
-        "near": lambda: ((Near(folder, recipe.near),), n),
-        "rules": lambda: ((Rules(folder, recipe.rules),), n),
-        "fetch-list": lambda: ((WorkList(folder, cast(KernelTable, kernels)),), 1),
-        "fetch": lambda: ((Fetch(folder, recipe.fetch),), recipe.fetch.shares),
-        "data": lambda: ((Data(folder, datasets, kernels, keep_missing=recipe.missing_data == "keep"),), n),
-        "render": lambda: ((Render(folder, max_bytes=recipe.max_bytes),), n),
-        "ask": lambda: ((Ask(folder, recipe.ask, recipe.asker, servers_shared_by(recipe)),), _tasks(recipe, "ask")),
-        "check": lambda: ((Check(folder, recipe.check, datasets),), n),
-        "unique-match": lambda: ((UniqueMatch(folder),), 1),
-        "unique": lambda: ((Unique(folder),), n),
-        "traces": lambda: ((Traces(folder, recipe.traces, _tracers(recipe), datasets),), _tasks(recipe, "traces")),
-        "curate": lambda: ((Curate(folder, recipe.curate),), n),
-        "export": lambda: ((_export(folder, recipe, datasets),), 1),
-    }
-    return [Job(name, *makers[name]()) for name in names]
-
-
-def servers_shared_by(recipe: Recipe) -> int:
-    """How many processes ask the same servers at a time: none shares one that it has started itself."""
-    return 1 if recipe.asker.serve else recipe.tasks if recipe.workers < 0 else min(recipe.tasks, recipe.workers)
-
-
-def _slurm_of(recipe: Recipe, job: str) -> Slurm:
-    special = {"ask": recipe.asker_slurm, "traces": recipe.teacher_slurm}.get(job)
-    return special or recipe.slurm
-
-
-def _tasks(recipe: Recipe, job: str) -> int:
-    return (_slurm_of(recipe, job).tasks if recipe.where == "slurm" else 0) or recipe.tasks
-
-
-def _tracers(recipe: Recipe) -> dict[str, ModelSettings]:
-    models = {"teacher": recipe.teacher}
-    if recipe.traces.missing_data == "simulate":
-        models["simulator"] = recipe.simulator if recipe.simulator.name else recipe.asker
-    return models
-
-
-def _export(folder: RunFolder, recipe: Recipe, datasets: Path) -> Export:
-    used = {"asker": recipe.asker, **(_tracers(recipe) if recipe.teacher.name else {})}
-    models = {role: model.identity for role, model in used.items()}
-    traced = bool(recipe.teacher.name)
-    return Export(folder, recipe.export, datasets, recipe.curate.limits, models, with_traces=traced)
-
-
 def execute(folder: RunFolder, plan: list[Job], recipe: Recipe, watch: Callable[[Job], Any] = lambda job: None) -> None:
     """Run the jobs here or on Ray one after the other, each checked at its end; on Slurm hand them all in at once.
 
@@ -330,7 +202,7 @@ def make_executor(folder: RunFolder, job: Job, recipe: Recipe, before: PipelineE
         )
     from datatrove.executor.slurm import SlurmPipelineExecutor
 
-    slurm = _slurm_of(recipe, job.name)
+    slurm = slurm_of(recipe, job.name)
     checkout = Path(__file__).resolve().parent.parent
     lines = (
         slurm.env_command,

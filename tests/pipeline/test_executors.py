@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from runs import ids, run_here, write_zip
 
+from pipeline.plan import Options, jobs
 from pipeline.recipe import Recipe, Slurm, load_recipe
-from pipeline.run import Options, check, execute, jobs, make_executor, prepare
+from pipeline.run import check, execute, make_executor, prepare
 from pipeline.run_folder import RunFolder
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -16,13 +16,13 @@ from servers import ScriptedServer
 
 from jupyter_env.check import check_task
 from jupyter_env.task import Task, TaskPool
+from pipeline.export import ExportSettings
 from pipeline.funnel import funnel, levels
 from pipeline.models import ModelSettings
 from pipeline.parts import read_rows
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.stages.ask import AskSettings
-from pipeline.stages.export import ExportSettings
 
 
 def recipe_for(url: str, **changes: object) -> Recipe:

@@ -19,10 +19,10 @@ from scripted import Script
 from servers import ScriptedServer
 
 from jupyter_env.task import TaskPool
+from pipeline.export import ExportSettings
 from pipeline.funnel import funnel
 from pipeline.models import ModelSettings
 from pipeline.recipe import Recipe
-from pipeline.stages.export import ExportSettings
 
 TITLES = {
     "# Kaggle Machine Learning Competition: Predicting Titanic Survivors": "titanic-0096",

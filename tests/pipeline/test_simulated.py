@@ -10,12 +10,12 @@ from scripted import Inventing
 from servers import ScriptedServer
 
 from jupyter_env.task import TaskPool
+from pipeline.export import ExportSettings
 from pipeline.models import ModelSettings
 from pipeline.parts import read_rows
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.stages.curate import CurateSettings
-from pipeline.stages.export import ExportSettings
 from pipeline.stages.traces import TraceSettings
 
 PENGUINS = [source for source in sources() if source.name == "penguins"]
