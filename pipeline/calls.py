@@ -20,6 +20,7 @@ import xxhash
 from jupyter_env.action import Message, split_reasoning
 from jupyter_env.chat import ContextOverflow, Reply, Usage
 from jupyter_env.models.server import inlined_schema
+from pipeline.ledger import LedgerError
 from pipeline.models import EndpointPool, ModelSettings
 
 T = TypeVar("T")
@@ -39,7 +40,11 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class Journal:
-    """The replies of one unit, open for appending by the process that holds the unit's ledger."""
+    """The replies of one unit, open for appending by the process that holds the unit's ledger.
+
+    Raises:
+        LedgerError: a line other than the last is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,14 +57,23 @@ class Journal:
         size = 0
         if path.exists():
             with path.open("rb") as lines:
-                for raw in lines:
+                for number, raw in enumerate(lines, start=1):
                     if not raw.endswith(b"\n"):
                         break  # cut by a kill: that reply is asked for again
-                    line = _decoder.decode(raw)
+                    line = self._decoded(raw, number)
                     self._replies[line.key] = line.reply
                     size += len(raw)
         self._file: IO[bytes] = path.open("ab")
         self._file.truncate(size)
+
+    def _decoded(self, raw: bytes, number: int) -> _Line:
+        try:
+            return _decoder.decode(raw)
+        except msgspec.DecodeError as error:
+            raise LedgerError(
+                f"{self.path}, line {number}: {error}. It was damaged by something other than a crash; remove the "
+                "line, and its reply is asked for again"
+            ) from None
 
     async def reply(self, key: str, ask: Callable[[], Awaitable[Reply]]) -> Reply:
         """The reply of this key, asked for only if it is not on the disk and nobody else is asking."""

@@ -6,6 +6,7 @@ import asyncio
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from jupyter_env.chat import ModelSetupError, ModelUnavailable
@@ -58,21 +59,12 @@ class ModelStage(Stage):
         if not self.units()[rank::world_size]:
             return
         logs = self.run_folder.root / "logs" / self.name
-        names = list(self.models)
-
-        def with_servers(number: int) -> None:
-            if number == len(names):
-                Stage.run(self, data, rank, world_size)
-                return
-            name = names[number]
-            with served(self.models[name], logs / f"server-{name}-{rank:05d}.log") as urls:
-                self._urls[name] = urls
-                with_servers(number + 1)
-
-        try:
-            with_servers(0)
-        finally:
-            close_servers()
+        with ExitStack() as stack:
+            stack.callback(close_servers)  # of kernels
+            for name, settings in self.models.items():
+                log = logs / f"server-{name}-{rank:05d}.log"
+                self._urls[name] = stack.enter_context(served(settings, log))
+            super().run(data, rank, world_size)
 
     def run_unit(self, unit: Unit) -> None:
         """See `Stage.run_unit`."""

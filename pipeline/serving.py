@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +18,8 @@ from pathlib import Path
 
 from jupyter_env.chat import ModelSetupError
 from pipeline.models import ModelSettings
+
+_PR_SET_PDEATHSIG = 1
 
 END_GRACE_S = 20.0
 """From the polite signal to the other: a server that holds GPUs should let go of them itself."""
@@ -40,7 +44,9 @@ def served(settings: ModelSettings, log: Path) -> Iterator[tuple[str, ...]]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         try:
-            server = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
+            server = subprocess.Popen(
+                words, stdout=output, stderr=output, start_new_session=True, preexec_fn=_end_with_the_parent
+            )
         except OSError as error:
             raise ModelSetupError(f"`{words[0]}` can't be started: {error}") from None
         try:
@@ -48,6 +54,12 @@ def served(settings: ModelSettings, log: Path) -> Iterator[tuple[str, ...]]:
             yield (f"http://127.0.0.1:{port}/v1",)
         finally:
             _end(server)
+
+
+def _end_with_the_parent() -> None:
+    """A task that is killed must not leave a server on its GPUs (Linux; elsewhere it does)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, timeout_s: float, log: Path) -> None:

@@ -6,7 +6,9 @@ cheap checks make needless is not made.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from collections.abc import Awaitable, Iterable
+from typing import Annotated, Any, cast
 
 import msgspec
 import pyarrow as pa
@@ -105,7 +107,8 @@ class Ask(ModelStage):
     takes_over = True
 
     def __init__(self, folder: RunFolder, settings: AskSettings, model: ModelSettings, workers: int = 1) -> None:
-        room = len(model.endpoints or "1") * model.conversations_in_cache(settings.max_tokens + 2 * model.max_tokens)
+        servers = max(1, len(model.endpoints))
+        room = servers * model.conversations_in_cache(settings.max_tokens + 2 * model.max_tokens)
         super().__init__(folder, {"asker": model}, settings.in_flight or max(1, room // max(1, workers)))
         self.settings = settings
 
@@ -127,7 +130,8 @@ class Ask(ModelStage):
             return Rejected(error.reason, error.detail)
         if not drafts.questions:
             return Rejected("no_questions")
-        candidates = [await self._candidate(item, draft, row, opening) for draft in drafts.questions]
+        # At the same time: the cache has the notebook by now, and a batch of few requests leaves a GPU idle.
+        candidates = await _all(self._candidate(item, draft, row, opening) for draft in drafts.questions)
         kept = {name: row[name] for name in SCHEMA.names if name in row}
         return {
             **kept,
@@ -245,6 +249,15 @@ def unfit(draft: Draft, text: str, min_steps: int) -> Candidate:
         return _rejected(candidate, "not_in_output", lacking)
     found = {"in_output": {"cell": draft.evidence_cell, "answer": reference_text(candidate.answer)}, "steps": count}
     return msgspec.structs.replace(candidate, checks=found)
+
+
+async def _all(asked: Iterable[Awaitable[Candidate]]) -> list[Candidate]:
+    """All results; an exception only once all have ended, so that no reply is thrown away that is being paid for."""
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast(list[Candidate], results)
 
 
 def _rejected(candidate: Candidate, reason: str, detail: str = "") -> Candidate:

@@ -18,6 +18,7 @@ from servers import Answer, Behave, ScriptedServer, completion, error
 from jupyter_env.chat import ModelSetupError
 from jupyter_env.models import server
 from pipeline import model_stage
+from pipeline.ledger import LedgerError
 from pipeline.model_stage import StageStopped
 from pipeline.models import ModelSettings
 from pipeline.recipe import Recipe
@@ -246,3 +247,46 @@ def test_the_odd_notebooks(tmp_path: Path) -> None:
     run = go_on(tmp_path / "run", tmp_path, behave, "ask", 4, {"missing_data": "keep"})
     assert run.tally("ask").failed == 0
     assert msgspec.json.encode(dict(run.tally("read").reasons))
+
+
+def test_questions_that_mean_the_same(asked: Asked) -> None:
+    """Two ways to ask for one number, and the harder is kept; another question with the same answer stays."""
+    gap, gentoo = SIX[1].draft, SIX[0].draft
+    again = "How many grams heavier, on average, are male Adelie penguins than female ones (both values known)?"
+    ratio = {
+        **gentoo,
+        "question": "Which kind has the largest mean of bill length over bill depth, unknown values left out?",
+        "evidence_cell": 8,
+        "evidence": "Gentoo       3.176",
+        "code": SIX[5].draft["code"],
+    }
+    written = [{**gap, "question": again, "level": "easy"}, gap, gentoo, ratio]
+    script = Script()
+
+    def behave(body: dict[str, Any], number: int) -> Answer:
+        if kind_of(body) == "ask":
+            return completion(json.dumps({"questions": written}))
+        if kind_of(body) == "read":
+            text = body["messages"][1]["content"]
+            answer = "Gentoo" if written[2]["question"] in text or written[3]["question"] in text else "674.7"
+            return completion(json.dumps({"reasoning": "x", "answerable": True, "ambiguous": False, "answer": answer}))
+        if kind_of(body) == "blind":
+            return completion(json.dumps({"reasoning": "x", "answer": "no idea"}))
+        return script(body, number)
+
+    run = asked(behave, until="unique")
+    assert ids(run, "unique") == [f"penguins.ipynb#q{n}" for n in (1, 2, 3)]
+    gone = outcomes(run, "unique")["penguins.ipynb#q0"]
+    assert (gone.reason, gone.detail.split()[-1]) == ("same_question", "penguins.ipynb#q1")
+
+
+def test_a_damaged_journal_is_named(asked: Asked, tmp_path: Path) -> None:
+    asked(Script(), until="ask")
+    journal = next((tmp_path / "run" / "calls" / "ask").iterdir())
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], b"{nonsense}\n", *lines[1:]]))
+    next((tmp_path / "run" / "ledger" / "ask").glob("*.jsonl")).unlink()
+    with pytest.raises(LedgerError, match=r"line 2: .* remove the line"):
+        asked(Script(), until="ask")
+    journal.write_bytes(b"".join(lines)[:-20])  # as a kill leaves it
+    assert ids(asked(Script(), until="ask"), "ask") == ["penguins.ipynb"]
