@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -197,5 +197,25 @@ def _encodable(value: Any) -> Any:
     return [_encodable(part) for part in value] if isinstance(value, list) else value
 
 
+class _UsageOnly(msgspec.Struct):
+    usage: Usage = Usage()
+
+
+class _UsageLine(msgspec.Struct):
+    reply: _UsageOnly
+
+
+def usage_of(journals: Iterable[Path]) -> Usage:
+    """What the replies of journals have used, read while they may be growing."""
+    total = Usage()
+    for path in journals:
+        with path.open("rb") as lines:
+            for raw in lines:
+                if raw.endswith(b"\n"):
+                    total += _usage_decoder.decode(raw).reply.usage
+    return total
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Line)
+_usage_decoder = msgspec.json.Decoder(_UsageLine)

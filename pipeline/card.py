@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from jupyter_env.task import Task
-from pipeline.funnel import funnel, levels
+from pipeline.funnel import calls, calls_line, funnel, levels
 from pipeline.parts import read_rows
 from pipeline.prompts import prompt
 from pipeline.run_folder import RunFolder
@@ -37,7 +37,7 @@ def card(
         "held out.\n",
         "## The funnel\n\n" + _table(_funnel_rows(folder)),
         "## Questions by level\n\n" + _table(levels(folder)),
-        "## Models and prompts\n\n" + _made_by(models),
+        "## Models and prompts\n\n" + _made_by(folder, models),
         "## Licences of the notebooks\n\n" + _counted(Counter(task.licence or "unknown" for task in tasks)),
     ]
     return "\n".join(parts)
@@ -72,9 +72,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _made_by(models: dict[str, dict[str, Any]]) -> str:
+def _made_by(folder: RunFolder, models: dict[str, dict[str, Any]]) -> str:
     lines = [f"- {role}: `{msgspec.json.encode(model).decode()}`" for role, model in models.items()]
     lines += [f"- prompt `{prompt(name).identity}`" for name in ("system", "notebook", "score", "ask", "read", "blind")]
+    lines += [f"- {calls_line(stage, used)}" for stage, used in calls(folder).items()]
     return "\n".join(lines) + "\n"
 
 

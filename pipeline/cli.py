@@ -16,7 +16,7 @@ from rich.live import Live
 from jupyter_env.chat import ModelSetupError
 from pipeline.estimate import estimate
 from pipeline.explain import NotFoundError, explain
-from pipeline.funnel import funnel, levels, levels_table, table
+from pipeline.funnel import calls, calls_line, funnel, levels, levels_table, table
 from pipeline.ledger import LedgerError
 from pipeline.metakaggle import MetadataError
 from pipeline.model_stage import StageStopped
@@ -170,6 +170,9 @@ def status(
     folder = _existing(out)
     if not watch:
         _print_funnel(funnel(folder), as_json)
+        if not as_json:
+            for stage, used in calls(folder).items():
+                typer.echo(calls_line(stage, used))
         return
     with Live(table(funnel(folder)), auto_refresh=False) as live:
         while True:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
+from pipeline.calls import usage_of
 from pipeline.drafts import LEVELS, Candidate
 from pipeline.ledger import DONE, FAILED, REJECTED, Tally, read_lines
 from pipeline.order import CLASSES
@@ -48,6 +49,21 @@ def funnel(folder: RunFolder) -> list[dict[str, Any]]:
 def _adds_up(total: Tally, units: int, given: int | None) -> bool | None:
     """Whether as many items have an outcome as the stage before let through; none while that can't be said."""
     return total.items == given if given is not None and total.ended == units else None
+
+
+def calls(folder: RunFolder) -> dict[str, dict[str, int]]:
+    """By stage, what its calls of models have used; a call that was paid twice is counted once."""
+    found = {stage.name: folder.journals(stage.name) for stage in CLASSES}
+    return {name: msgspec.structs.asdict(usage_of(journals)) for name, journals in found.items() if journals}
+
+
+def calls_line(stage: str, used: dict[str, int]) -> str:
+    """The same for the terminal."""
+    cached = f" ({used['cached_tokens'] / used['prompt_tokens']:.0%} from the cache)" if used["prompt_tokens"] else ""
+    return (
+        f"{stage}: {used['requests']:,} calls, {used['prompt_tokens']:,} prompt tokens{cached}, "
+        f"{used['completion_tokens']:,} written, {used['retries']:,} sent again"
+    )
 
 
 def levels(folder: RunFolder) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ class ModelStage(Stage):
                 runner.run(self._close(opened, window))
 
     async def _open(self) -> tuple[Journal, list[EndpointPool]]:
-        journal = Journal(self.run_folder.root / "calls" / self.name / f"{self._unit.name}.jsonl")
+        journal = Journal(self.run_folder.journal(self.name, self._unit.name))
         pools = {
             name: EndpointPool(settings, self._urls.get(name, settings.endpoints), 4 * self.in_flight)
             for name, settings in self.models.items()

@@ -80,6 +80,14 @@ class RunFolder(msgspec.Struct, frozen=True):
             total.add(ledger.tally(path))
         return total
 
+    def journal(self, stage: str, unit: str) -> Path:
+        """The replies of models to a stage's unit."""
+        return self.root / "calls" / stage / f"{unit}.jsonl"
+
+    def journals(self, stage: str) -> list[Path]:
+        """All journals of a stage."""
+        return sorted((self.root / "calls" / stage).glob("*.jsonl"))
+
     def given(self, stage: str, expands: str) -> int:
         """How many items a stage hands to the next: its rows, or what their column says."""
         if not expands:

@@ -241,6 +241,7 @@ def test_the_command_line(finished: Finished, monkeypatch: pytest.MonkeyPatch) -
         return done.output
 
     assert "second_reader_disagrees" in call("questions", "-o", finished.folder.root)
+    assert "prompt tokens (60% from the cache)" in call("status", "-o", finished.folder.root)
     rows = json.loads(call("questions", "-o", finished.folder.root, "--json"))
     assert [row["level"] for row in rows] == ["easy", "medium", "hard", "expert"]
     given = ("run", "--input", finished.work / "in", "--data", finished.work / "data", "-o", finished.folder.root)
