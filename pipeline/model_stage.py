@@ -120,11 +120,11 @@ class ModelStage(Stage):
                 verdict = await self.judge(item)
             except ModelSetupError:
                 raise
-            except (ModelUnavailable, InfrastructureError) as error:
-                return Outcome(item.id, item.key, FAILED, f"{type(error).__name__}: {error}"[:500], tries=tries), None
             except Exception as error:
                 if is_machine_error(error):
                     raise
+                if isinstance(error, ModelUnavailable | InfrastructureError):
+                    tries = 1  # no fault of the item: later runs try it again, however often
                 return Outcome(item.id, item.key, FAILED, f"{type(error).__name__}: {error}"[:500], tries=tries), None
         if isinstance(verdict, Rejected):
             return Outcome(item.id, item.key, REJECTED, verdict.reason, verdict.detail[:500], tries), None
