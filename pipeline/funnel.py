@@ -54,7 +54,8 @@ def _adds_up(total: Tally, units: int, given: int | None) -> bool | None:
 def calls(folder: RunFolder) -> dict[str, dict[str, int]]:
     """By stage, what its calls of models have used; a call that was paid twice is counted once."""
     found = {stage.name: folder.journals(stage.name) for stage in CLASSES}
-    return {name: msgspec.structs.asdict(usage_of(journals)) for name, journals in found.items() if journals}
+    used = {name: usage_of(journals) for name, journals in found.items()}
+    return {name: msgspec.structs.asdict(usage) for name, usage in used.items() if usage.requests}
 
 
 def calls_line(stage: str, used: dict[str, int]) -> str:

@@ -43,7 +43,8 @@ def _keys(row: dict[str, Any]) -> Iterable[str]:
 
 
 def held_out(names: Sequence[str], share: float, seed: int) -> set[str]:
-    """The groups to hold out: whole ones, by the hash of their names, while the share comes nearer by it."""
+    """The groups to hold out: whole ones, by the hash of their names, while the share comes nearer by it; one at least,
+    if that leaves something to train on, for a model must be tried on something."""
     sizes = Counter(names)
     order = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest())
     held: set[str] = set()
@@ -52,4 +53,6 @@ def held_out(names: Sequence[str], share: float, seed: int) -> set[str]:
         if len(held) + 1 < len(order) and abs(count + sizes[name] - wanted) < abs(count - wanted):
             held.add(name)
             count += sizes[name]
+    if not held and share > 0 and len(order) > 1:
+        held.add(min(order, key=lambda name: (sizes[name], order.index(name))))
     return held

@@ -256,6 +256,8 @@ def test_whole_groups_are_held_out() -> None:
     held = held_out(names, 0.2, seed=1)
     assert len(held) == 2 and held == held_out(names[::-1], 0.2, seed=1)
     assert held_out(["one"] * 9, 0.5, seed=0) == set(), "something must be left to train on"
+    assert held_out(["a", "a", "b", "c"], 0.01, seed=0) in ({"b"}, {"c"}), "something to be tried on"
+    assert held_out(["a", "b"], 0.0, seed=0) == set()
 
 
 TEXT = "\n\n".join(
