@@ -36,10 +36,11 @@ from jupyter_env.commands.fidelity import fidelity_command
 from jupyter_env.commands.kernels import doctor, kernelspec_app
 from jupyter_env.commands.rollouts import rollout_command, run_scripted
 from jupyter_env.commands.scores import compare_command, eval_command
+from jupyter_env.commands.watch import watch_command
 from jupyter_env.evaluate import LEVELS
 from jupyter_env.interpreters import InfrastructureError, KernelSettings
 from jupyter_env.play import play_episode
-from jupyter_env.report.html import write_report
+from jupyter_env.report.html import write_comparison, write_report
 from jupyter_env.runfile import read_records
 from jupyter_env.task import TaskError, TaskPool
 
@@ -94,21 +95,39 @@ app.command("eval", epilog="Example: `jupyter-env eval runs/first`")(eval_comman
 app.command(
     "fidelity", epilog="Example: `jupyter-env fidelity pool/tasks.jsonl --simulator NAME --base-url URL --n 40`"
 )(fidelity_command)
+app.command("watch", epilog="Example: `jupyter-env watch --model NAME --base-url http://localhost:8000/v1`")(
+    watch_command
+)
 app.command("compare", epilog="Example: `jupyter-env compare runs/before runs/after`")(compare_command)
 
 
-@app.command(epilog="Example: `jupyter-env view runs/demo-20260101-120000`")
+@app.command(epilog="Examples: `jupyter-env view runs/demo-20260101-120000`, `jupyter-env view runs/before runs/after`")
 def view(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or its episodes.jsonl.")],
+    other: Annotated[Path | None, typer.Argument(help="Another run, to have both on one page.")] = None,
     browser: Annotated[bool, typer.Option(help="Open the report in a browser.")] = True,
 ) -> None:
-    """Write the report of a run anew and open it."""
-    episodes = run / "episodes.jsonl" if run.is_dir() else run
-    report = episodes.parent / "report.html"
-    write_report(list(read_records(episodes)), report, title=episodes.parent.name)
+    """Write the report of a run anew, or of two runs side by side, and open it."""
+    episodes = _episodes_of(run)
+    name, report = episodes.parent.resolve().name, episodes.parent / "report.html"
+    with err.status("Writing the report ..."):
+        if other is None:
+            write_report(list(read_records(episodes)), report, title=name)
+        else:
+            other_name = _episodes_of(other).parent.resolve().name
+            if other_name == name:
+                raise TaskError(f"both runs are named {name}; a page tells them apart by the names of their folders")
+            report = episodes.parent / f"report-with-{other_name}.html"
+            write_comparison(
+                {name: list(read_records(episodes)), other_name: list(read_records(_episodes_of(other)))}, report
+            )
     out.print(str(report))
     if browser and not webbrowser.open(report.resolve().as_uri()):
         err.print("No browser could be opened; open the file yourself.")
+
+
+def _episodes_of(run: Path) -> Path:
+    return run / "episodes.jsonl" if run.is_dir() else run
 
 
 @app.command(epilog="Example: `jupyter-env play` or `jupyter-env play pool/tasks.jsonl --task penguins-3fa9c1`")

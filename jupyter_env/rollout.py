@@ -62,12 +62,14 @@ async def run_episode(
     """Run one episode to its end; a failure of the machine or of the model's server is in the record, not raised.
 
     Args:
-        simulator: see `missing.workplace`.
+        simulator: see `missing.workplace`; with the episode's seed, if it takes one.
 
     Raises:
         TaskDataError: a table of the task is missing, without a simulator, or changed.
         ModelSetupError: the model will not answer any episode.
     """
+    if (seeded := getattr(simulator, "seeded", None)) is not None:
+        simulator = seeded(job.seed)
     files, make_interpreter = workplace(job.task, pool, make_interpreter, simulator)
     episode = Episode(
         job.task,
@@ -161,6 +163,7 @@ async def rollout(
     concurrency: int | None = None,
     budget: Budget = Budget(),  # noqa: B008
     kernel: KernelSettings = KernelSettings(),  # noqa: B008
+    make_interpreter: Callable[[], Interpreter] | None = None,
     settings: AgentSettings = AgentSettings(),  # noqa: B008
     simulator: Model | None = None,
     retries: int = 2,
@@ -177,6 +180,7 @@ async def rollout(
 
     Args:
         concurrency: episodes at a time; by default twice the cores, so that one starts while another computes.
+        make_interpreter: another interpreter in place of the kernel.
         simulator: works as the interpreter for tasks whose tables are missing (`interpreters.SimulatedInterpreter`).
         retries: further attempts after failures of the machine.
         config: the run's hash, for the records.
@@ -196,8 +200,9 @@ async def rollout(
         OSError: `out` cannot be written, for want of space say.
         ValueError: two jobs make the same episode.
     """
+    make = make_interpreter or (lambda: make_kernel(kernel))
     for task in {job.task.id: job.task for job in jobs}.values():
-        workplace(task, pool, lambda: make_kernel(kernel), simulator)
+        workplace(task, pool, make, simulator)
 
     async def run(job: Job) -> EpisodeRecord:
         return await run_episode(
@@ -205,7 +210,7 @@ async def rollout(
             pool,
             agents[job.agent],
             budget=budget,
-            make_interpreter=lambda: make_kernel(kernel),
+            make_interpreter=make,
             settings=settings,
             simulator=simulator,
         )

@@ -32,7 +32,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     versions: dict[str, Any]
     """Of the package and the verifier."""
     simulator: dict[str, Any] = {}
-    """Of tasks whose tables are missing; absent where there is none, so that the hashes of such runs stay."""
+    """Of tasks whose tables are missing. It and the next are absent where unused, so that other runs' hashes stay."""
+    interpreter: str = ""
+    """Where it is not this package's kernel."""
 
     @property
     def hash(self) -> str:

@@ -16,7 +16,7 @@ FLOORS = [
     {"missing"},
     {"agent", "env", "scripted", "report"},
     {"registration", "runfile", "check"},
-    {"rollout", "evaluate", "fidelity"},
+    {"rollout", "evaluate", "fidelity", "watch"},
     {"rayrun", "play"},
     {"commands"},
     {"cli", "__init__"},

@@ -1,7 +1,8 @@
-"""A Qwen3 of 0.2M weights that has learned one episode by heart: it runs a cell and answers with its output.
+"""A Qwen3 of 0.2M weights that has learned one episode by heart: it runs a cell and answers with its output. It can
+also play the interpreter for that cell.
 
 Real weights for real servers, on any CPU and without the network. `tiny_model.py FOLDER` writes it there in
-transformers' form, in under a minute. It works on one question only, `QUESTION`, with the default prompt and tools.
+transformers' form, in under two minutes. It works on one question only, `QUESTION`, with the default prompt and tools.
 """
 
 import json
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from jupyter_env.action import tool_schemas
 from jupyter_env.episode import SYSTEM_PROMPT
+from jupyter_env.interpreters import SimulatedInterpreter
 
 QUESTION = "What is 6 times 7?"
 CODE = "print(6 * 7)"
@@ -58,6 +60,12 @@ EPISODE: list[dict[str, Any]] = [
 ]
 
 
+SIMULATED: list[dict[str, Any]] = [
+    *SimulatedInterpreter(lambda *_: None)._messages(CODE, 60.0),  # type: ignore[arg-type, return-value]
+    {"role": "assistant", "content": '<output_cell status="ok">\n42\n</output_cell>'},
+]
+"""The same cell, run by the model itself: what `SimulatedInterpreter` asks."""
+
 GREETING: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
@@ -93,7 +101,11 @@ def make_model(folder: Path, steps: int = 400) -> None:
         pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
     )
     model = Qwen3ForCausalLM(config)
-    lessons = [encoded(tokenizer, EPISODE, (2, 4)), encoded(tokenizer, GREETING, (1,))]
+    lessons = [
+        encoded(tokenizer, EPISODE, (2, 4), tool_schemas()),
+        encoded(tokenizer, GREETING, (1,), tool_schemas()),
+        encoded(tokenizer, SIMULATED, (2,), []),
+    ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
         loss = sum((model(input_ids=ids, labels=labels).loss for ids, labels in lessons), torch.zeros(()))
@@ -109,13 +121,16 @@ def make_model(folder: Path, steps: int = 400) -> None:
 
 
 def encoded(
-    tokenizer: PreTrainedTokenizerFast, conversation: list[dict[str, Any]], turns: tuple[int, ...]
+    tokenizer: PreTrainedTokenizerFast,
+    conversation: list[dict[str, Any]],
+    turns: tuple[int, ...],
+    tools: list[dict[str, Any]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A conversation with labels on the assistant's tokens alone, whose messages are at `turns`."""
 
     def text(messages: list[dict[str, Any]], prompt: bool) -> str:
         rendered = tokenizer.apply_chat_template(
-            messages, tools=tool_schemas(), tokenize=False, add_generation_prompt=prompt
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt
         )
         assert isinstance(rendered, str)
         return rendered

@@ -55,6 +55,9 @@ def rollout_command(
     ray: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster to run on, such as 10.0.0.1:6379, or auto.")
     ] = None,
+    e2b: Annotated[
+        bool, typer.Option("--e2b", help="Run the cells in E2B's hosted sandboxes (key in E2B_API_KEY).")
+    ] = False,
     data_root: DataRoot = None,
     missing_data: Annotated[
         str, typer.Option(help="Tasks whose tables are missing: error, skip, or simulate (with --simulator).")
@@ -99,6 +102,8 @@ def rollout_command(
         raise TaskError("--missing-data simulate and --simulator, the model that invents the outputs, go together")
     if simulator is not None and ray is not None:
         raise TaskError("tasks without their tables are simulated on this machine only; leave out --ray")
+    if e2b and ray is not None:
+        raise TaskError("hosted sandboxes are driven from this machine only; leave out --ray or --e2b")
     tasks = load_pool(pool or pool_option or "", data_root)
     run = Run(
         pool=_with_data(tasks) if missing_data == "skip" else tasks,
@@ -111,6 +116,7 @@ def rollout_command(
         resume=resume,
         mix=mix,
         reports=reports,
+        e2b=e2b,
         ray=ray,
     )
     if simulator is not None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -21,7 +22,7 @@ from jupyter_env.chat import ModelSetupError, Usage
 from jupyter_env.commands.console import err, out, print_json, progress_of
 from jupyter_env.episode import Budget, EpisodeRecord
 from jupyter_env.evaluate import LEVELS, PassRate, pass_rates
-from jupyter_env.interpreters import InfrastructureError
+from jupyter_env.interpreters import InfrastructureError, Interpreter
 from jupyter_env.report.html import write_report
 from jupyter_env.report.notebook import write_notebook
 from jupyter_env.rollout import Job, plan, rollout
@@ -92,6 +93,8 @@ class Run:
     """None for scripted agents."""
     simulator: ModelSpec | None = None
     """Invents the outputs of tasks whose tables are missing."""
+    e2b: bool = False
+    """Run the cells in E2B's hosted sandboxes."""
     ray: str | None = None
     """Address of a Ray cluster to run on."""
     n: int = 1
@@ -115,6 +118,7 @@ class Run:
             budget=msgspec.to_builtins(self.budget),
             versions={"jupyter_env": __version__, "verifier": VERIFIER_VERSION},
             simulator={"model": self.simulator.name, "sampling": self.simulator.sampling} if self.simulator else {},
+            interpreter="e2b" if self.e2b else "",
         )
 
     @property
@@ -181,7 +185,7 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
     if run.model is not None:
         model = run.model.connect()
         await model.check()
-        settings = _fitting(settings, model.context_tokens)
+        settings = fitting(settings, model.context_tokens)
     simulator = None
     try:
         if run.simulator is not None:
@@ -210,6 +214,7 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
             agents,
             out_file,
             concurrency=run.concurrency,
+            make_interpreter=_sandboxes() if run.e2b else None,
             settings=settings,
             simulator=simulator,
             **options,
@@ -220,7 +225,15 @@ async def _run_jobs(run: Run, jobs: list[Job], options: dict[str, Any]) -> list[
                 await connected.close()
 
 
-def _fitting(settings: AgentSettings, context_tokens: int | None) -> AgentSettings:
+def _sandboxes() -> Callable[[], Interpreter]:
+    from jupyter_env.interpreters.e2b import E2BInterpreter
+
+    if not os.environ.get("E2B_API_KEY"):
+        raise TaskError("--e2b needs E2B's key in the environment variable E2B_API_KEY")
+    return E2BInterpreter
+
+
+def fitting(settings: AgentSettings, context_tokens: int | None) -> AgentSettings:
     """The settings with the context that the server tells, if the user told none."""
     limit = settings.context_tokens or context_tokens
     if limit is not None and settings.reply_tokens > limit // 2:
@@ -259,6 +272,7 @@ def show(run: Run, records: list[EpisodeRecord], json: bool) -> None:
             {
                 "run": str(folder),
                 "episodes": len(records),
+                "simulated": sum(record.provenance == "simulated" for record in records),
                 "stop_reasons": dict(Counter(str(record.stop_reason) for record in records)),
                 "usage": usage,
                 "pass_rates": {
@@ -300,6 +314,8 @@ def _print_rates(records: list[EpisodeRecord]) -> None:
     for agent, of_agent in rates.items():
         table.add_row(escape(agent), *(_rate_text(of_agent.get(level)) for level in levels))
     out.print(table)
+    if simulated := sum(record.provenance == "simulated" for record in records):
+        out.print(f"[yellow]{simulated} episodes are simulated: a model invented what their cells printed.[/yellow]")
     if failed := sum(record.stop_reason == "infrastructure_error" for record in records):
         out.print(f"[yellow]{failed} episodes failed for the machine's sake and do not count.[/yellow]")
 

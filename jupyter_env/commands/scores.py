@@ -12,6 +12,7 @@ from rich.table import Table
 from jupyter_env.commands.console import Json, err, out, print_json
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import Comparison, PassRate, Score, compare, evaluate
+from jupyter_env.missing import refuse_simulated
 from jupyter_env.rollout import FAILURES
 from jupyter_env.runfile import read_records
 from jupyter_env.task import TaskError, TaskPool
@@ -25,6 +26,9 @@ def eval_command(
     submission: Annotated[
         Path | None, typer.Option(help="Write the DABstep leaderboard's file here (of each task the first episode).")
     ] = None,
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="With --submission: even answers that rest on simulated outputs.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Score a run: pass@k with intervals, by level, strict and as published; cost; and how episodes fail."""
@@ -34,12 +38,17 @@ def eval_command(
     scores = evaluate(records, pool)
     failed = _failed_attempts(run)
     if submission is not None:
+        refuse_simulated(records, "a submission", allow_simulated)
         _write_submission(records, submission)
     if json:
         print_json({"run": str(run), "failed_attempts": failed, "scores": scores})
         return
     for score in scores:
         _print_score(score)
+    if simulated := sum(record.provenance == "simulated" for record in records):
+        err.print(
+            f"[yellow]{simulated} of {len(records)} episodes are simulated and counted as the others are.[/yellow]"
+        )
     if failed:
         out.print(f"{failed} attempts that the machine failed were made again or given up ({FAILURES}).")
     if submission is not None:

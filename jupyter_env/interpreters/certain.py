@@ -11,7 +11,9 @@ import builtins
 import posixpath
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence, Set
+from functools import lru_cache
 
 import msgspec
 
@@ -23,12 +25,17 @@ _DATA = re.compile(
     r"[^*?\[\]{}~]+\.(?:csv|tsv|txt|json|jsonl|xlsx?|parquet|feather|pkl|pickle|dta|sas7bdat|npy|gz|zip|dat)"
 )
 _FILES_CHANGE = re.compile(
-    r"get_ipython|chdir|\bos\.system|subprocess|\.to_\w+\(|\bsave\w*\(|dump\(|\.write|extract|unpack|retrieve|requests"
-    r"|urlopen|download|copy|move|rename|remove|unlink|rmtree|symlink|[\"'][wax]b?\+?[\"']|exec\(|eval\(|importlib"
+    r"get_ipython|chdir|\bos\.(?:system|popen|re\w+|unlink|mk\w+|link|symlink)|subprocess|shutil|[pP]ath\b.*\(|exec\(|eval\("
+    r"|\.to_(?:csv|excel|json|parquet|feather|pickle|hdf|stata|sql|orc|html|markdown|latex|string|xml)\("
+    r"|open\([^)]*[\"'][wax]|\bsave(?!fig)\w*\(|dump\(|write\w*\(|extractall|[zZ]ip|tarfile|unpack|retrieve|requests|urlopen"
+    r"|download|importlib|rmtree"
 )
 _NAMES_CHANGE = re.compile(
     r"get_ipython|exec\(|eval\(|globals\(|locals\(|setattr\(|import \*|__import__|__dict__|_ns\b"
 )
+_HARMLESS = re.compile(r"get_ipython\(\)\.run_line_magic\('(?:matplotlib|config|load_ext|autoreload)', [^\n]*\)")
+_TIMED = re.compile(r"\A\s*%%(?:time|capture)\b[^\n]*\n")
+"""Magics that do nothing but run their cell."""
 _LEAVES = {"exit", "quit", "_exit", "abort", "kill"}
 _SHELL_NAME = re.compile(r"_+|_i*\d*|_[ido]h|In|Out|display|exit|quit|get_ipython|__\w+__")
 _INSTALLED = sys.stdlib_module_names | {"numpy", "pandas", "matplotlib", "scipy", "sklearn"}
@@ -55,16 +62,16 @@ def certainly(code: str, past: Sequence[str], files: Sequence[str]) -> Certain:
         past: code of the cells executed before it.
         files: paths that existed before the first of them, relative to the working folder.
     """
-    existing = tuple(files) if not _FILES_CHANGE.search("\n".join([*past, code])) else ()
+    all_code = "\n".join(map(_plain, [*past, code]))
+    there = None if _FILES_CHANGE.search(all_code) else files
+    known = None if _NAMES_CHANGE.search(all_code) else frozenset().union(*map(_bound, [*past, code]))
+    existing = tuple(there or ())
     try:
         tree = _parsed(code)
     except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None) or 1
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         return Certain(f"{type(error).__name__}: {said}", True, _frame(code, line), existing)
-    all_code = "\n".join([*past, ast.unparse(tree)])
-    known = None if _NAMES_CHANGE.search(all_code) else _bound([*past, code])
-    there = None if _FILES_CHANGE.search(all_code) else files
     quiet = True
     for statement in tree.body:
         for node in _surely_evaluated(statement):
@@ -79,10 +86,17 @@ def certainly(code: str, past: Sequence[str], files: Sequence[str]) -> Certain:
     return Certain(existing=existing)
 
 
-def _parsed(code: str) -> ast.Module:
+@lru_cache(maxsize=4096)
+def _plain(code: str) -> str:
+    """The code as Python, magics as the calls that IPython makes of them."""
     from IPython.core.inputtransformer2 import TransformerManager  # slow to import, and few need it
 
-    return ast.parse(TransformerManager().transform_cell(code))
+    return _HARMLESS.sub("None", TransformerManager().transform_cell(_TIMED.sub("", code)))
+
+
+def _parsed(code: str) -> ast.Module:
+    with warnings.catch_warnings(action="ignore"):  # of the agent's code, which are no concern of this process
+        return ast.parse(_plain(code))
 
 
 def _frame(code: str, line: int) -> str:
@@ -121,30 +135,30 @@ def _surely_evaluated(node: ast.AST) -> Iterator[ast.AST]:
             yield node
 
 
-def _bound(cells: Sequence[str]) -> set[str]:
-    """Every name that any of the code binds anywhere."""
+@lru_cache(maxsize=4096)
+def _bound(code: str) -> frozenset[str]:
+    """Every name that the code binds anywhere; kept, for each cell is asked about again with every later one."""
+    try:
+        nodes = list(ast.walk(_parsed(code)))
+    except (SyntaxError, ValueError, RecursionError):
+        return frozenset()
     found: set[str] = set()
-    for code in cells:
-        try:
-            nodes = list(ast.walk(_parsed(code)))
-        except (SyntaxError, ValueError, RecursionError):
-            continue
-        for node in nodes:
-            match node:
-                case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
-                    found.add(name)
-                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                    found.add(name)
-                case ast.alias():
-                    found.add((node.asname or node.name).partition(".")[0])
-                case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
-                    found.add(name)
-                case ast.MatchMapping(rest=str(name)):
-                    found.add(name)
-    return found
+    for node in nodes:
+        match node:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
+                found.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.alias():
+                found.add((node.asname or node.name).partition(".")[0])
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                found.add(name)
+            case ast.MatchMapping(rest=str(name)):
+                found.add(name)
+    return frozenset(found)
 
 
-def _unbound(node: ast.AST, known: set[str] | None) -> str | None:
+def _unbound(node: ast.AST, known: Set[str] | None) -> str | None:
     if known is None or not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load):
         return None
     if node.id in known or hasattr(builtins, node.id) or _SHELL_NAME.fullmatch(node.id):

@@ -23,6 +23,8 @@ _LAST_LINE = re.compile(r"([A-Za-z_][\w.]*)(?:: ?(.*))?\Z", re.DOTALL)
 _TRACEBACK = re.compile(
     r"^(?:Traceback \(most recent call last\):|-{20,}\n\w+ +Traceback \(most recent call last\))", re.M
 )
+_SYNTAX = re.compile(r"^ *(?:File|Cell) .*\bline \d+(?=(?:.*\n)+(?:Syntax|Indentation|Tab)Error\b)", re.MULTILINE)
+"""An error of syntax has frames but no such heading."""
 _NOTES = {
     "timeout": "The cell was interrupted at its time limit. Variables set before are kept.",
     "out_of_memory": "The cell needed more memory than there is.",
@@ -97,7 +99,7 @@ def read_reply(said: str, certain: Certain, secret: Set[str], cut: bool) -> Simu
     outputs: list[dict[str, Any]] = []
     printed = body
     if status == "code_error":
-        found = list(_TRACEBACK.finditer(body))
+        found = list(_TRACEBACK.finditer(body)) or list(_SYNTAX.finditer(body))[:1]
         if not found:
             raise BadReply('status code_error needs "Traceback (most recent call last):" and the exception at the end')
         printed, failed = body[: found[-1].start()], _error(body[found[-1].start() :])

@@ -1,148 +1,141 @@
-"""One offline HTML page over many episodes: pass rates, and each episode as a notebook would show it.
+"""One offline HTML page over thousands of episodes: pass rates, each episode as a notebook would show it, rollouts of a
+task beside each other, and two runs.
 
-The page is `report.html` beside this file with the records in it as JSON. Everything in a record is hostile: it
-is escaped here and becomes text there, never markup. HTML and SVG outputs are not rendered.
+The page is `report.html` beside this file, with its style and scripts, an index of the episodes as JSON, and the
+episodes themselves compressed, to be unpacked as they are opened. It fetches nothing.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files as resource_files
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jupyter_env.action import Message
-from jupyter_env.episode import CellRecord, EpisodeRecord
-from jupyter_env.interpreters.output import OutputLimits, render_outputs
+from jupyter_env.episode import EpisodeRecord
+from jupyter_env.report.shown import outcome, shown_episode
 
-SHOWN = OutputLimits(max_lines=2_000, max_line_chars=20_000, max_chars=100_000)
-"""How much of one output the page holds: one endless loop of prints must not make it too large to open."""
-
-_COPIED = (
-    *("id", "task_id", "question", "guidelines", "files", "level", "dataset", "provenance", "agent", "seed"),
-    *("turns", "malformed_turns", "answer", "expected", "error", "duration_s", "cell_s"),
-)
-_BASE64 = re.compile("(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
-_FENCE = re.compile(r"^```(?:python|py)[ \t]*\n.*?^```[ \t]*$", re.DOTALL | re.MULTILINE)
+CHUNK_BYTES = 2_000_000
+"""Of episodes that are packed together, about, before compression: a chunk is unpacked in some ten milliseconds."""
+MAX_IMAGE_BYTES = 200_000_000
+"""Of all images of a page, in base64: browsers open no larger page well. Those beyond are named and not shown."""
+_SEARCHED_CHARS = 20_000
+"""Of an episode's code, for the search."""
 
 
 def write_report(records: Sequence[EpisodeRecord], path: Path, title: str) -> None:
-    """Write one self-contained HTML file about the episodes, listed in their order; it fetches nothing."""
+    """Write one self-contained HTML file about the episodes of a run, listed in their order."""
     count = f"{len(records):,} episode{'s' * (len(records) != 1)}" if records else "No episodes were recorded."
-    values = {"TITLE": escape(title), "COUNT": count, "DATA": _embedded([_episode(r) for r in records])}
-    template = resource_files("jupyter_env").joinpath("report/report.html").read_text(encoding="utf-8")
+    _write([("", record) for record in records], path, title, count)
+
+
+def write_comparison(runs: Mapping[str, Sequence[EpisodeRecord]], path: Path) -> None:
+    """Write one such file about two runs or more, by their names."""
+    count = ", ".join(f"{len(records):,} episodes of {name}" for name, records in runs.items())
+    listed = [(name, record) for name, records in runs.items() for record in records]
+    _write(listed, path, " and ".join(runs), count)
+
+
+def _write(listed: Sequence[tuple[str, EpisodeRecord]], path: Path, title: str, count: str) -> None:
+    index: list[dict[str, Any]] = []
+    texts: list[str] = []
+    values = {
+        "TITLE": escape(title),
+        "COUNT": escape(count),
+        "STYLE": _part("page.css"),
+        "SCRIPT": "\n".join(map(_part, ("episode.js", "compare.js", "report.js"))),
+        "CHUNKS": "\n".join(_chunks(listed, index, texts)),
+        "INDEX": _embedded(index),
+    }
+    values["CHUNKS"] += "\n" + _packed("texts", json.dumps(texts))
     # In one pass: a placeholder's name within a value stays what it is.
-    page = re.sub("%%(TITLE|COUNT|DATA)%%", lambda found: values[found[1]], template)
+    page = re.sub("%%(TITLE|COUNT|STYLE|SCRIPT|CHUNKS|INDEX)%%", lambda found: values[found[1]], _part("report.html"))
     path.write_text(page, encoding="utf-8", errors="replace")
+
+
+def _chunks(
+    listed: Sequence[tuple[str, EpisodeRecord]], index: list[dict[str, Any]], texts: list[str]
+) -> Iterator[str]:
+    """The packed episodes; what the index and the search need of each is added to the two lists."""
+    encoded: list[str] = []
+    size = number = images = 0
+    for run, record in listed:
+        shown = shown_episode(record)
+        images += _without_images(shown, max(MAX_IMAGE_BYTES - images, 0))
+        text = json.dumps(shown, allow_nan=False, separators=(",", ":"))
+        if encoded and size + len(text) > CHUNK_BYTES:
+            yield _packed(f"chunk-{number}", f"[{','.join(encoded)}]")
+            encoded, size, number = [], 0, number + 1
+        index.append(_index_row(run, record, number, len(encoded)))
+        texts.append(_searched(shown))
+        encoded.append(text)
+        size += len(text)
+    if encoded:
+        yield _packed(f"chunk-{number}", f"[{','.join(encoded)}]")
+
+
+def _without_images(shown: dict[str, Any], room: int) -> int:
+    """Make notes of the images that there is no room for; how many bytes those take that stay."""
+    taken = 0
+    for step in shown["steps"]:
+        for output in step.get("outputs", ()):
+            if output["kind"] != "image":
+                continue
+            if taken + len(output["base64"]) <= room:
+                taken += len(output["base64"])
+                continue
+            note = f"{output['text']}: left out, for the images of this page take over {MAX_IMAGE_BYTES / 1e6:.0f} MB"
+            output.clear()
+            output.update(kind="note", text=note)
+    return taken
+
+
+def _index_row(run: str, record: EpisodeRecord, chunk: int, place: int) -> dict[str, Any]:
+    usage = record.usage
+    return {
+        "key": f"{run}/{record.id}" if run else record.id,
+        "run": run,
+        "task_id": record.task_id,
+        "agent": record.agent,
+        "level": record.level,
+        "seed": record.seed,
+        "provenance": record.provenance,
+        "outcome": outcome(record),
+        "stop_reason": record.stop_reason or "running",
+        "statuses": sorted(
+            {cell.status for cell in record.cells} | ({"malformed"} if record.malformed_turns else set())
+        ),
+        "turns": record.turns,
+        "tokens": [usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens],
+        "model_s": record.model_s,
+        "cell_s": record.cell_s,
+        "duration_s": record.duration_s,
+        "chunk": chunk,
+        "place": place,
+    }
+
+
+def _searched(shown: Mapping[str, Any]) -> str:
+    code = "\n".join(step["code"] for step in shown["steps"])[:_SEARCHED_CHARS]
+    return "\n".join((shown["task_id"], shown["question"], shown["guidelines"], shown["answer"] or "", code)).lower()
+
+
+def _part(name: str) -> str:
+    return resource_files("jupyter_env").joinpath(f"report/{name}").read_text(encoding="utf-8")
+
+
+def _packed(name: str, text: str) -> str:
+    # No time in it: equal runs give equal pages.
+    packed = base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode("ascii")
+    return f'<script type="application/gzip" id="{name}">{packed}</script>'
 
 
 def _embedded(data: Any) -> str:
     """JSON in ASCII (so U+2028 and U+2029 are escaped too) that cannot end the script element it stands in."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _episode(record: EpisodeRecord) -> dict[str, Any]:
-    first = next((i for i, m in enumerate(record.messages) if m.get("role") == "assistant"), len(record.messages))
-    return {
-        **{name: getattr(record, name) for name in _COPIED},
-        "outcome": _outcome(record),
-        "stop_reason": record.stop_reason or "running",
-        "reason": record.verdict.reason if record.verdict else "",
-        "prompt": [{"role": _text(m.get("role")), "text": _text(m.get("content"))} for m in record.messages[:first]],
-        "steps": _steps(record, first),
-    }
-
-
-def _outcome(record: EpisodeRecord) -> str:
-    if record.stop_reason == "infrastructure_error":
-        return "machine failure"
-    if record.stop_reason == "answered" and record.verdict is None:  # only the benchmark's owner has the answer
-        return "not judged"
-    return "no answer" if record.verdict is None else "correct" if record.verdict.correct else "wrong"
-
-
-def _steps(record: EpisodeRecord, first: int) -> list[dict[str, Any]]:
-    """One for each message of the agent, which is one turn, with what it led to."""
-    cells = {cell.turn: cell for cell in record.cells}
-    starts = [i for i, m in enumerate(record.messages) if i >= first and m.get("role") == "assistant"]
-    steps = []
-    for turn, (start, end) in enumerate(zip(starts, [*starts, len(record.messages)][1:], strict=True), 1):
-        observation = _text(record.messages[start + 1].get("content")) if start + 1 < end else ""
-        step = {"turn": turn, "kind": "malformed", "observation": observation, **_said(record.messages[start])}
-        if turn in cells:
-            step |= _ran(cells[turn], step)
-        elif not observation and record.stop_reason in ("answered", "infrastructure_error"):
-            step["kind"] = "answer" if record.stop_reason == "answered" else "lost"
-        steps.append(step)
-    return steps
-
-
-def _said(message: Message) -> dict[str, str]:
-    """The agent's message: its reasoning, its text, and its calls as they were made."""
-    before, _, content = _text(message.get("content")).rpartition("</think>")
-    calls = message.get("tool_calls") or []
-    arguments: dict[str, Any] = {}
-    match calls:
-        case [{"function": {"arguments": dict(given)}}]:
-            arguments = given
-    parts = (content.strip(), _text(arguments.get("comment")).strip())
-    return {
-        "reasoning": (_text(message.get("reasoning_content")) or before.replace("<think>", "")).strip(),
-        "prose": "\n\n".join(dict.fromkeys(part for part in parts if part)),
-        "code": _text(arguments.get("code")),
-        "calls": json.dumps(calls, indent=1, ensure_ascii=False, default=str) if calls else "",
-    }
-
-
-def _ran(cell: CellRecord, said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell adds to the message that held it."""
-    outputs = [shown for stream, run in groupby(cell.outputs, _stream) for shown in _shown(stream, list(run))]
-    seen = said["observation"] or cell.text
-    # What the agent saw is worth a second showing only where it was shortened or says more.
-    same = " ".join(shown["text"] for shown in outputs).split() == seen.replace("(no output)", "").split()
-    return {
-        "kind": "cell",
-        "status": cell.status,
-        "duration_s": cell.duration_s,
-        "prose": _FENCE.sub("", said["prose"]).strip() or cell.comment,
-        "code": cell.code,
-        "outputs": outputs,
-        "observation": "" if same else seen,
-    }
-
-
-def _stream(output: Mapping[str, Any]) -> str:
-    return _text(output.get("name")) or "stdout" if output.get("output_type") == "stream" else ""
-
-
-def _shown(stream: str, outputs: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Outputs in a row of the same stream as one text; other outputs each by itself."""
-    if stream:
-        return [{"kind": stream, "text": render_outputs(outputs, SHOWN)}]
-    return [_shown_one(output, render_outputs([output], SHOWN)) for output in outputs]
-
-
-def _shown_one(output: Mapping[str, Any], text: str) -> dict[str, str]:
-    if output.get("output_type") == "error":
-        return {"kind": "error", "text": text}
-    data = output.get("data", {})
-    for mime in ("image/png", "image/jpeg"):
-        if content := "".join(_text(data.get(mime)).split()):
-            if _BASE64.fullmatch(content):
-                return {"kind": "image", "mime": mime, "base64": content, "text": text}
-            return {"kind": "note", "text": f"{mime} that is not base64: not shown"}
-    if "image/svg+xml" in data:
-        return {"kind": "note", "text": "SVG image: not shown, for it may hold scripts"}
-    return {"kind": "result" if "text/plain" in data else "note", "text": text}
-
-
-def _text(value: Any) -> str:
-    """Text of a message's field, whatever a model or server put there."""
-    if isinstance(value, list):
-        return "".join(_text(part.get("text")) if isinstance(part, Mapping) else _text(part) for part in value)
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)

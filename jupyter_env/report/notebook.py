@@ -49,6 +49,7 @@ def write_notebook(record: EpisodeRecord, path: Path) -> None:
 
 def _metadata(record: EpisodeRecord) -> dict[str, Any]:
     about = {"episode": record.id, "task": record.task_id, "stop_reason": record.stop_reason, "reward": record.reward}
+    about["provenance"] = record.provenance
     return {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
@@ -62,6 +63,8 @@ def _opening(record: EpisodeRecord) -> str:
         lines.append(f"**Guidelines:** {record.guidelines}")
     if record.files:
         lines.append("**Files:** " + ", ".join(f"`data/{name}`" for name in record.files))
+    if record.provenance == "simulated":
+        lines.append("**Simulated:** a language model invented the outputs of these cells; no code ran.")
     return "\n\n".join(lines)
 
 
@@ -92,6 +95,7 @@ def _closing(record: EpisodeRecord) -> str:
         return f"**No answer** ({record.stop_reason or 'still running'})." + (
             f" {record.error}" if record.error else ""
         )
-    outcome = "correct" if record.verdict and record.verdict.correct else "wrong"
-    reason = f"\n\n{record.verdict.reason}" if record.verdict else ""
-    return f"**Answer:** {record.answer}\n\n**Verdict:** {outcome}{reason}"
+    if record.verdict is None:  # nobody here knows the answer
+        return f"**Answer:** {record.answer}"
+    outcome = "correct" if record.verdict.correct else "wrong"
+    return f"**Answer:** {record.answer}\n\n**Verdict:** {outcome}\n\n{record.verdict.reason}"

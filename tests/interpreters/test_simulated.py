@@ -14,6 +14,8 @@ from jupyter_env.interpreters import SimulatedInterpreter
 from jupyter_env.interpreters.simulated import NONE
 from jupyter_env.missing import refuse_simulated
 from jupyter_env.models.server import ServerModel
+from jupyter_env.report.html import write_report
+from jupyter_env.report.notebook import to_notebook
 from jupyter_env.rollout import plan, rollout
 from jupyter_env.scripted import AGENTS
 from jupyter_env.task import DataFile, TaskDataError, TaskError
@@ -311,6 +313,9 @@ def test_an_episode_without_its_data_never_touches_a_kernel(tmp_path: Path):
         with pytest.raises(TaskError, match=r"--allow-simulated"):
             refuse_simulated([env.record], "training")
         refuse_simulated([env.record], "training", allow=True)
+        write_report([env.record], tmp_path / "report.html", "Simulated")
+        assert '"provenance":"simulated"' in (tmp_path / "report.html").read_text()
+        assert "invented the outputs" in to_notebook(env.record).cells[0].source
         with pytest.raises(AssertionError, match="a kernel was asked for"):  # its table is there
             env.reset(options={"task_id": "here0"})
         env.close()

@@ -27,6 +27,7 @@ from jupyter_env.answer import Integer
 from jupyter_env.chat import ContextOverflow, ModelSetupError, ModelUnavailable
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.evaluate import evaluate
+from jupyter_env.interpreters import CellResult, SimulatedInterpreter
 from jupyter_env.models.server import Sampling, ServerModel
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +101,26 @@ def test_transformers_serve(tiny: Path, tmp_path: Path) -> None:
         assert_worked(records)
         # The server parsed the calls and gave them ids of its own.
         assert all("_tool_call_" in record.messages[2]["tool_calls"][0]["id"] for record in records)
+
+
+@pytest.mark.serve
+def test_transformers_serve_simulates_an_interpreter(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+
+    async def simulate(url: str) -> tuple[CellResult, CellResult]:
+        model = ServerModel(str(tiny), url, sampling=GREEDY)
+        interpreter = SimulatedInterpreter(model, retries=1)
+        await interpreter.start({})
+        known = await interpreter.run_cell("print(6 * 7)", 60.0)
+        other = await interpreter.run_cell("print([n for n in range(99)])", 60.0)  # not in its lessons
+        await model.close()
+        return known, other
+
+    command = [str(Path(sys.executable).parent / "transformers"), "serve"]
+    with serving(command, tmp_path / "log", "/health") as url:
+        known, other = asyncio.run(simulate(url))
+    assert (known.status, known.text) == ("ok", "42")
+    assert other.status in ("ok", "infrastructure_error") and other.alive  # whatever it said, well-formed or refused
 
 
 @pytest.mark.serve

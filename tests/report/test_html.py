@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 from example_records import Recorder, display, error, png, realistic, stream
+from typer.testing import CliRunner
 
+from jupyter_env.cli import app
 from jupyter_env.episode import EpisodeRecord
-from jupyter_env.report.html import write_report
+from jupyter_env.report.html import write_comparison, write_report
+from jupyter_env.runfile import write_records
+from jupyter_env.task import TaskError
 
 ATTACK = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -24,12 +28,12 @@ ATTACK = (
 
 
 class Page(HTMLParser):
-    """The tags of a page, and the text of the data element."""
+    """The tags of a page, and the texts of its script elements by their ids."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: Counter[str] = Counter()
-        self.data_text = ""
+        self.texts: dict[str, str] = {}
         self.title = ""
         self._within = ""
         self.source = path.read_text(encoding="utf-8")
@@ -38,21 +42,27 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
-        self._within = "data" if ("id", "data") in attrs else tag
+        self._within = dict(attrs).get("id") or tag
 
     def handle_data(self, data: str) -> None:
-        if self._within == "data":
-            self.data_text += data
+        self.texts[self._within] = self.texts.get(self._within, "") + data
         if self._within == "title":
             self.title += data
 
     def handle_endtag(self, tag: str) -> None:
         self._within = ""
 
+    def unpacked(self, name: str) -> Any:
+        return json.loads(gzip.decompress(base64.b64decode(self.texts[name])))
+
+    @property
+    def index(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.texts["index"])
+        return rows
+
     @property
     def data(self) -> list[dict[str, Any]]:
-        episodes: list[dict[str, Any]] = json.loads(self.data_text)
-        return episodes
+        return [self.unpacked(f"chunk-{row['chunk']}")[row["place"]] for row in self.index]
 
 
 def written(tmp_path: Path, records: list[EpisodeRecord], title: str = "Test run") -> Page:
@@ -149,8 +159,8 @@ def test_hostile_records_stay_text(tmp_path: Path) -> None:
     plain = written(tmp_path, realistic()[:1])
     page = written(tmp_path, [hostile()], title=ATTACK)
     assert page.tags == plain.tags
-    assert page.tags["script"] == 2 and page.tags["img"] == 0
-    assert not re.search("[<>&\u2028\u2029]", page.data_text)
+    assert page.tags["script"] == 4 and page.tags["img"] == 0
+    assert not re.search("[<>&\u2028\u2029]", page.texts["index"])
     assert page.title == ATTACK
     assert page.data[0]["question"] == ATTACK and page.data[0]["steps"][0]["code"] == ATTACK
     assert not [output for output in page.data[0]["steps"][0]["outputs"] if output["kind"] == "image"]
@@ -167,38 +177,6 @@ def test_no_records_give_a_page_that_says_so(tmp_path: Path) -> None:
     assert page.data == [] and "No episodes were recorded." in page.source
 
 
-def rendered(path: Path, profile: Path, link: str = "") -> str:
-    """The page's document after its script ran, in a real browser."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    off = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *off]
-    command += [f"--user-data-dir={profile}", "--dump-dom", path.as_uri() + link]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
-
-
-def test_a_browser_shows_the_first_episode_and_runs_nothing_of_it(tmp_path: Path) -> None:
-    record = hostile()
-    record.question = f"Which one is it? {ATTACK}"
-    page = written(tmp_path, [record, *realistic()])
-    document = rendered(tmp_path / "report.html", tmp_path / "profile")
-    assert "owned" not in document.partition("</title>")[0] and page.title == "Test run"
-    pane = document.partition('<section id="episode"')[2].partition("</section>")[0]
-    assert "Which one is it? &lt;/script&gt;" in pane
-    assert "<img" not in pane and "<script" not in pane and "<svg" not in pane
-    assert document.count('<a href="#episode=') == 21
-
-
-def test_a_browser_follows_a_link_to_an_episode(tmp_path: Path) -> None:
-    records = realistic()
-    written(tmp_path, records)
-    document = rendered(tmp_path / "report.html", tmp_path / "profile", f"#episode={records[4].id}")
-    pane = document.partition('<section id="episode"')[2].partition("</section>")[0]
-    assert f'<h2>{records[4].task_id}</h2><span class="badge none">no answer</span>' in pane
-    assert "the message holds no call" in pane
-
-
 def test_ends_before_the_first_turn_and_answers_without_a_verdict_are_shown(tmp_path: Path) -> None:
     asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     answer = {"role": "assistant", "content": "final_answer: 4"}
@@ -209,3 +187,41 @@ def test_ends_before_the_first_turn_and_answers_without_a_verdict_are_shown(tmp_
     page = written(tmp_path, records)
     assert [episode["outcome"] for episode in page.data] == ["no answer", "not judged"]
     assert [len(episode["steps"]) for episode in page.data] == [0, 1]
+
+
+def test_episodes_are_packed_in_chunks_and_found_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jupyter_env.report.html.CHUNK_BYTES", 60_000)
+    records = realistic()
+    page = written(tmp_path, records)
+    assert max(row["chunk"] for row in page.index) > 2
+    assert [episode["id"] for episode in page.data] == [record.id for record in records]
+    assert len(page.unpacked("texts")) == 20 and "average(g[" in page.unpacked("texts")[0]
+    first = page.source
+    assert written(tmp_path, records).source == first  # the same run, the same bytes
+
+
+def test_images_beyond_the_page_s_room_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jupyter_env.report.html.MAX_IMAGE_BYTES", len(png()) + 10)
+    data = written(tmp_path, [realistic()[0], realistic()[0]]).data
+    kinds = [output for episode in data for step in episode["steps"] for output in step.get("outputs", [])]
+    assert [output["kind"] for output in kinds].count("image") == 1
+    assert any("left out" in output["text"] for output in kinds)
+
+
+def test_two_runs_share_a_page(tmp_path: Path) -> None:
+    write_comparison({"before": realistic()[:4], "after": realistic()[:3]}, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert [row["run"] for row in page.index] == ["before"] * 4 + ["after"] * 3
+    assert len({row["key"] for row in page.index}) == 7 and page.title == "before and after"
+
+
+def test_the_command_shows_one_run_or_two(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        write_records(realistic()[:2], tmp_path / name / "episodes.jsonl")
+    runs = [str(tmp_path / "before"), str(tmp_path / "after" / "episodes.jsonl")]
+    assert CliRunner().invoke(app, ["view", runs[0], "--no-browser"]).exit_code == 0
+    assert Page(tmp_path / "before" / "report.html").title == "before"
+    assert CliRunner().invoke(app, ["view", *runs, "--no-browser"]).exit_code == 0
+    assert Page(tmp_path / "before" / "report-with-after.html").title == "before and after"
+    with pytest.raises(TaskError, match="both runs are named before"):
+        CliRunner().invoke(app, ["view", runs[0], runs[0], "--no-browser"], catch_exceptions=False)

@@ -1,0 +1,1 @@
+"""An agent at work on a local web page, cell by cell: `jupyter-env watch`."""

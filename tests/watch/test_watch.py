@@ -1,0 +1,202 @@
+"""The live page, as the command starts it, with a real browser, a real kernel and a scripted model server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from browser import chromium, faults, opened, until
+from servers import Answer, ScriptedServer, answered, error, ran
+
+from jupyter_env.watch.uploads import Refused, safe_name
+
+TABLE = "species,mass\nAdelie,3700\nGentoo,5000\n"
+
+
+def behave(body: dict[str, Any], number: int) -> Answer:
+    """An agent whose doing depends on what it is asked."""
+    asked = next(message["content"] for message in body["messages"] if message["role"] == "user")
+    turn = sum(message["role"] == "assistant" for message in body["messages"])
+    if "for ever" in asked:
+        return ran("import time\nprint('waiting')\ntime.sleep(50)")
+    if "broken" in asked:
+        return error(400, "no such thing")
+    if "hostile" in asked:
+        attack = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+        return answered(attack) if turn else ran(f"print({attack!r})")
+    steps = [
+        ran("import pandas as pd\ndf = pd.read_csv('data/penguins.csv')\ndf"),
+        ran("import matplotlib.pyplot as plt\ndf.mass.plot()\nplt.show()"),
+        ran("df['weight']"),
+    ]
+    return steps[turn]._replace(delay_s=0.3) if turn < 3 else answered("5000")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a page that the command serves."""
+    with ScriptedServer(behave) as server:
+        command = [sys.executable, "-c", "from jupyter_env.cli import main; main()"]
+        command += ["watch", "--model", "tiny", "--base-url", server.url, "--no-browser", "--max-upload-mb", "0.01"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{32}/", line)
+        assert found, line
+        try:
+            yield found[0]
+        finally:
+            process.terminate()
+            assert process.wait(timeout=20) is not None
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+def table(tmp_path: Path, name: str = "penguins.csv", text: str = TABLE) -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+def ask(page: Any, question: str) -> None:
+    page.fill("#question", question)
+    page.click("#run")
+
+
+def test_an_episode_from_question_and_table_to_answer_and_notebook(browser: Any, address: str, tmp_path: Path) -> None:
+    with opened(browser, address) as page:
+        assert faults(page) == []
+        page.set_input_files("#files", table(tmp_path))
+        page.wait_for_selector("#uploaded li")
+        ask(page, "How heavy is the heaviest?")
+        page.wait_for_selector("#cells article")  # live: the first cell is there
+        assert page.locator("#result").is_hidden() and page.is_enabled("#stop")
+        page.wait_for_selector("#result:visible")
+        assert page.inner_text("#result .given") == "5000" and "answered" in page.inner_text("#status")
+        assert [page.locator("#cells article h3").nth(n).inner_text() for n in range(3)] == [
+            "Turn 1",
+            "Turn 2",
+            "Turn 3",
+        ]
+        text = page.inner_text("#cells")
+        assert "Gentoo" in text and "KeyError: 'weight'" in text
+        assert page.locator("#cells img").evaluate("image => image.naturalWidth") > 100
+        assert faults(page) == []
+        with page.expect_download() as download:
+            page.click("#result a")
+        notebook = nbformat.read(download.value.path(), as_version=4)
+        assert sum(cell.cell_type == "code" for cell in notebook.cells) == 3
+        page.reload()  # it goes on with the episode that the address names
+        page.wait_for_selector("#result:visible")
+        assert page.inner_text("#result .given") == "5000" and page.locator("#cells article").count() == 3
+
+
+def test_stop_ends_the_running_cell(browser: Any, address: str) -> None:
+    with opened(browser, address) as page:
+        ask(page, "Wait for ever")
+        page.wait_for_selector(".pending")
+        began = time.monotonic()
+        page.click("#stop")
+        page.wait_for_selector("#result:visible")
+        assert time.monotonic() - began < 10
+        assert "agent stopped" in page.inner_text("#status") and "gave no answer" in page.inner_text("#result")
+        assert page.is_enabled("#run") and page.is_disabled("#stop")
+
+
+def test_what_goes_wrong_is_said(browser: Any, address: str, tmp_path: Path) -> None:
+    with opened(browser, address) as page:
+        ask(page, "something broken")
+        page.wait_for_selector("#result:visible")
+        assert "no such thing" in page.inner_text("#problem")
+
+
+def test_uploads_are_refused_with_words(browser: Any, address: str, tmp_path: Path) -> None:
+    context = browser.new_context()  # a refusal is an error in the browser's console
+    page = context.new_page()
+    page.goto(address)
+    page.set_input_files("#files", table(tmp_path, "big.csv", "x" * 20_000))
+    until(lambda: "larger than 0.01 MB" in page.inner_text("#problem"))
+    page.set_input_files("#files", table(tmp_path, "page.html"))
+    until(lambda: "page.html is none of .csv" in page.inner_text("#problem"))
+    assert page.locator("#uploaded li").count() == 0
+    context.close()
+
+
+def test_what_the_model_writes_stays_text(browser: Any, address: str) -> None:
+    with opened(browser, address) as page:
+        ask(page, "hostile <img src=x onerror=alert(1)>")
+        page.wait_for_selector("#result:visible")
+        assert page.title() == "An agent at work" and page.inner_text("#result .given").startswith("<img")
+        assert page.locator("#cells img, #result img").count() == 0
+
+
+def request(address: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+    _, _, host, token, _ = address.split("/")
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.request(
+        method, path.replace("TOKEN", token), body, headers, encode_chunked="Transfer-Encoding" in headers
+    )
+    response = connection.getresponse()
+    found = response.status, response.read()
+    connection.close()
+    return found
+
+
+def test_nothing_answers_without_the_token_or_to_a_foreign_name(address: str) -> None:
+    assert request(address, "GET", "/TOKEN/")[0] == 200
+    for path in ("/", "/watch.js", "/x/", "/episodes", "/TOKENx/", "/TOKEN/../watch.js"):
+        assert request(address, "GET", path)[0] == 404, path
+    assert request(address, "POST", "/episodes", "{}")[0] == 404
+    assert request(address, "GET", "/TOKEN/", Host="attacker.example")[0] == 400
+    status, _ = request(address, "GET", "/TOKEN/episodes/none/events")
+    assert status == 404
+
+
+def test_names_and_sizes_of_uploads_are_not_trusted(address: str) -> None:
+    for given, stored in (("../../etc/x.csv", "x.csv"), ("..%2F.x.csv", "x-2.csv"), ("a%00b%0A.CSV", "a_b_.csv")):
+        status, body = request(address, "PUT", f"/TOKEN/files?name={given}", TABLE)
+        assert (status, json.loads(body)) == (200, {"name": stored})
+    chunks = (b"y" * 1000 for _ in range(50))  # no length is said
+    status, body = request(address, "PUT", "/TOKEN/files?name=z.csv", chunks, **{"Transfer-Encoding": "chunked"})
+    assert status == 413 and b"larger than" in body
+    assert request(address, "PUT", "/TOKEN/files?name=z.csv", b"")[0] == 400
+    question = json.dumps({"question": "q", "files": ["../x.csv"]})
+    assert request(address, "POST", "/TOKEN/episodes", question)[0] == 404
+    for bad in ('{"question": ', '{"question": 3}', '{"question": " "}', '{"question": "q", "answer": "42"}', "\xff"):
+        assert request(address, "POST", "/TOKEN/episodes", bad.encode("latin-1"))[0] == 400, bad
+    assert request(address, "POST", "/TOKEN/episodes", json.dumps({"question": "q" * 200_000}))[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("größe 1.csv", "größe 1.csv"),
+        ("C:\\Users\\me\\t.TSV", "t.tsv"),
+        ("....csv", "table.csv"),
+        ("a\u202eb.csv", "a_b.csv"),
+        ("x" * 300 + ".csv", "x" * 80 + ".csv"),
+    ],
+)
+def test_safe_names(given: str, name: str) -> None:
+    assert safe_name(given) == name
+
+
+@pytest.mark.parametrize("given", ["", "x", ".csv/", "x.exe", "x.csv.sh", "..", "csv"])
+def test_other_files_are_refused(given: str) -> None:
+    with pytest.raises(Refused):
+        safe_name(given)
