@@ -39,8 +39,9 @@ from pipeline.markdown import render_notebook
 from pipeline.matching import link
 from pipeline.notebook import parse, parse_full
 from pipeline.parts import read_rows
+from pipeline.plan import Options, jobs
 from pipeline.recipe import Recipe
-from pipeline.run import Options, execute, jobs, prepare
+from pipeline.run import execute, prepare
 from pipeline.run_folder import RunFolder
 from pipeline.sources import NotebookReader
 

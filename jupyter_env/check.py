@@ -5,13 +5,23 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
-from jupyter_env.answer import Boolean, Choice, ListOf, Named, NotApplicable, describe, reference_text, verify
-from jupyter_env.interpreters import InfrastructureError, KernelSettings, make_kernel
+from jupyter_env.answer import (
+    Boolean,
+    Choice,
+    ListOf,
+    Named,
+    NotApplicable,
+    Verdict,
+    describe,
+    reference_text,
+    verify,
+)
+from jupyter_env.interpreters import InfrastructureError, KernelSettings, Status, make_kernel
 from jupyter_env.interpreters.executor import printed
 from jupyter_env.literals import fold, shown
 from jupyter_env.task import Task, TaskDataError, TaskPool
@@ -65,21 +75,50 @@ async def check_task(task: Task, pool: TaskPool, kernel: KernelSettings = Kernel
     return TaskReport(task_id=task.id, problems=problems, notes=notes)
 
 
-async def _wrong_reference(task: Task, files: dict[str, Path], where: str, settings: KernelSettings) -> str | None:
-    """Run the reference code in a kernel of its own; what is wrong with it, if anything."""
-    kernel = make_kernel(settings)
+class ReferenceRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task's reference code did in a kernel of its own."""
+
+    status: Status
+    text: str
+    """Its output, as a model would see it."""
+    last_line: str
+    """Of what it printed."""
+    verdict: Verdict
+    """On the last line that it printed."""
+
+
+async def run_reference(
+    task: Task,
+    files: Mapping[str, Path],
+    kernel: KernelSettings = KernelSettings(),  # noqa: B008
+    timeout_s: float = 60.0,
+) -> ReferenceRun:
+    """Run a task's reference code in a fresh kernel and judge what it prints last.
+
+    Raises:
+        InfrastructureError: the kernel could not be started, or the machine failed it.
+    """
+    interpreter = make_kernel(kernel)
     try:
-        await kernel.start(files)
-        result = await kernel.run_cell(task.reference_code or "", timeout_s=60)
+        await interpreter.start(files)
+        result = await interpreter.run_cell(task.reference_code or "", timeout_s)
     finally:
-        await kernel.close()
+        await interpreter.close()
     if result.status == "infrastructure_error":
         raise InfrastructureError(result.text)
-    if result.status != "ok":
-        return f"the reference code ended with {result.status} in {where}: {result.text[-300:]}"
     lines = printed(result).strip().splitlines()
-    verdict = verify(lines[-1] if lines else "", task.answer)
-    return None if verdict.correct else f"the reference code's last line is wrong in {where}: {verdict.reason}"
+    last = lines[-1] if lines else ""
+    return ReferenceRun(status=result.status, text=result.text, last_line=last, verdict=verify(last, task.answer))
+
+
+async def _wrong_reference(task: Task, files: dict[str, Path], where: str, settings: KernelSettings) -> str | None:
+    """Run the reference code in a kernel of its own; what is wrong with it, if anything."""
+    run = await run_reference(task, files, settings)
+    if run.status != "ok":
+        return f"the reference code ended with {run.status} in {where}: {run.text[-300:]}"
+    if not run.verdict.correct:
+        return f"the reference code's last line is wrong in {where}: {run.verdict.reason}"
+    return None
 
 
 def _cheap_answers(task: Task, files: dict[str, Path]) -> Iterator[str]:

@@ -13,15 +13,20 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from jupyter_env.chat import ModelSetupError
+from pipeline.estimate import estimate
 from pipeline.explain import NotFoundError, explain
-from pipeline.funnel import funnel, table
+from pipeline.funnel import calls, calls_line, funnel, levels, levels_table, table
 from pipeline.ledger import LedgerError
 from pipeline.metakaggle import MetadataError
+from pipeline.model_stage import StageStopped
+from pipeline.plan import Options, RunError, job_names, jobs, servers_shared_by
 from pipeline.progress import watched
 from pipeline.recipe import Recipe, RecipeError, load_recipe
-from pipeline.run import Options, RunError, chosen_units, execute, jobs, prepare
+from pipeline.run import chosen_units, execute, prepare
 from pipeline.run_folder import RunFolder
 from pipeline.sources import SourceError
+from pipeline.stages.ask import Ask
 
 app = typer.Typer(
     help="From a heap of notebooks to those worth asking about, with their data sets.",
@@ -37,6 +42,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 @app.command(
     epilog="Examples:\n\n"
     "    python -m pipeline run --input notebooks/ --data tables/\n\n"
+    "    python -m pipeline run --input notebooks/ --data tables/ --model Qwen/Qwen3-32B "
+    "--base-url http://gpu:8000/v1 --teacher Qwen/Qwen3-32B --teacher-url http://gpu:8000/v1\n\n"
     "    python -m pipeline run --recipe kaggle-slurm --input meta-kaggle-code/ --metadata meta-kaggle/ --dry-run\n\n"
     "Run the same command again to go on where it was ended. Exit codes: 0 done, 1 an error, 2 wrong usage."
 )
@@ -46,7 +53,16 @@ def run(
     data: Annotated[str, typer.Option(help="A folder of data sets, OWNER+NAME each.")] = "",
     metadata: Annotated[str, typer.Option(help="The folder of Meta Kaggle's CSV files.")] = "",
     out: Out = Path("runs/pipeline"),
-    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "render",
+    until: Annotated[
+        str, typer.Option(help="Stop after this stage. Default: export, or render where no model is named.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Model that scores, asks and checks; in place of the recipe's.")] = "",
+    base_url: Annotated[str, typer.Option(help="Its servers' base URLs, comma-separated.")] = "",
+    teacher: Annotated[str, typer.Option(help="Model that works on the questions; in place of the recipe's.")] = "",
+    teacher_url: Annotated[str, typer.Option(help="Its servers' base URLs, comma-separated.")] = "",
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Keep traces whose outputs a model invented.")
+    ] = False,
     limit: Annotated[int, typer.Option(help="Read no more than so many notebooks; -1 for all.")] = -1,
     tasks: Annotated[int | None, typer.Option(help="In place of the recipe's number of tasks.")] = None,
     workers: Annotated[int | None, typer.Option(help="In place of the recipe's number of workers.")] = None,
@@ -58,19 +74,38 @@ def run(
 ) -> None:
     """Run the stages, or go on with a run that was ended."""
     settings = _with(load_recipe(recipe), tasks=tasks, workers=workers)
+    settings = _with_models(settings, asker=(model, base_url), teacher=(teacher, teacher_url))
+    if allow_simulated:
+        curate = msgspec.structs.replace(settings.curate, allow_simulated=True)
+        settings = msgspec.structs.replace(settings, curate=curate)
     options = Options(inputs=_absolute(inputs), data=_absolute(data), metadata=_absolute(metadata), limit=limit)
     folder = RunFolder(out.resolve())
     if dry_run:
         _print_plan(folder, options, settings, until, as_json)
         return
-    manifest = prepare(folder, options, settings, repartition=repartition)
-    plan = jobs(folder, options, manifest.recipe, until)
+    prepare(folder, options, settings, repartition=repartition)
+    plan = jobs(folder, options, settings, until)
     with watched(folder) as watch:
         execute(folder, plan, settings, watch)
     if settings.where == "slurm":
         typer.echo(f"handed in to Slurm: {len(plan)} jobs; see `python -m pipeline status -o {out}`")
     else:
         _print_funnel(funnel(folder), as_json)
+        if not as_json and plan[-1].name == "export":
+            typer.echo(f"written: {folder.root / 'export'}")
+
+
+def _with_models(recipe: Recipe, **given: tuple[str, str]) -> Recipe:
+    """The recipe with models and addresses from the command line."""
+    for role, (name, urls) in given.items():
+        changes: dict[str, Any] = {"name": name} if name else {}
+        if urls:
+            changes |= {"endpoints": tuple(url.strip() for url in urls.split(",")), "serve": ""}
+        if changes:
+            recipe = msgspec.structs.replace(
+                recipe, **{role: msgspec.structs.replace(getattr(recipe, role), **changes)}
+            )
+    return recipe
 
 
 def _absolute(path: str) -> str:
@@ -85,13 +120,7 @@ def _print_plan(folder: RunFolder, options: Options, recipe: Recipe, until: str,
     units = chosen_units(options)
     known = sum(min(unit.items, unit.limit) if unit.limit >= 0 else unit.items for unit in units if unit.items >= 0)
     unknown = sum(unit.items < 0 for unit in units)
-    names = ["read", "exact-match", "exact", "near-match", "near", "rules"]
-    if recipe.fetch.online and not options.data:
-        names += ["fetch-list", "fetch"]
-    names += ["data", "render"]
-    if until not in names:
-        raise RunError(f"--until {until}: expected one of {', '.join(names)}")
-    plan = {
+    plan: dict[str, Any] = {
         "out": str(folder.root),
         "units": len(units),
         "notebooks": known,
@@ -99,13 +128,22 @@ def _print_plan(folder: RunFolder, options: Options, recipe: Recipe, until: str,
         "where": recipe.where,
         "tasks": recipe.tasks,
         "workers": recipe.workers,
-        "jobs": names[: names.index(until) + 1],
+        "jobs": job_names(options, recipe, until),
     }
+    if "ask" in plan["jobs"]:
+        plan["in_flight"] = Ask(folder, recipe.ask, recipe.asker, servers_shared_by(recipe)).in_flight
+        plan["models"] = estimate(folder, recipe, known)
     if as_json:
         typer.echo(json.dumps(plan, indent=1))
         return
-    for key, value in plan.items():
-        typer.echo(f"{key:22}{', '.join(value) if isinstance(value, list) else value}")
+    models = plan.pop("models", {})
+    for key, value in {**plan, **models}.items():
+        if isinstance(value, dict):
+            typer.echo(
+                f"{key:22}" + ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in value.items())
+            )
+        else:
+            typer.echo(f"{key:22}{', '.join(value) if isinstance(value, list) else value}")
 
 
 def _print_funnel(stages: list[dict[str, Any]], as_json: bool) -> None:
@@ -132,11 +170,26 @@ def status(
     folder = _existing(out)
     if not watch:
         _print_funnel(funnel(folder), as_json)
+        if not as_json:
+            for stage, used in calls(folder).items():
+                typer.echo(calls_line(stage, used))
         return
     with Live(table(funnel(folder)), auto_refresh=False) as live:
         while True:
             live.update(table(funnel(folder)), refresh=True)
             time.sleep(2)
+
+
+@app.command(epilog="Example:\n\n    python -m pipeline questions -o runs/pipeline")
+def questions(out: Out = Path("runs/pipeline"), as_json: Json = False) -> None:
+    """The questions by level: how many were written, how many each check cost, how many were solved."""
+    rows = levels(_existing(out))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    elif rows:
+        Console(width=None if sys.stdout.isatty() else 120).print(levels_table(rows))
+    else:
+        raise RunError(f"{out} has no questions: the stage ask has not begun")
 
 
 @app.command("explain", epilog="Example:\n\n    python -m pipeline explain a.ipynb b.ipynb -o runs/pipeline")
@@ -182,7 +235,7 @@ def main() -> None:
     """Run the command line; errors that a person can act on are one line and exit code 1."""
     try:
         app()
-    except (RunError, RecipeError, SourceError, MetadataError, LedgerError) as error:
+    except (RunError, RecipeError, SourceError, MetadataError, LedgerError, StageStopped, ModelSetupError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except NotFoundError as error:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import ledger
-from pipeline.funnel import manifest
 from pipeline.ledger import DONE
 from pipeline.matching import LineSets, Weights, similarities
-from pipeline.run import STAGES
+from pipeline.order import STAGES
+from pipeline.run import read_manifest
 from pipeline.run_folder import RunFolder
 from pipeline.skeleton import MIN_LINES, exact_key, skeleton_lines
 from pipeline.stages.signatures import load_lines
@@ -55,7 +55,7 @@ def fate(folder: RunFolder, row: dict[str, Any]) -> str:
 def explain(folder: RunFolder, first: str, second: str) -> dict[str, Any]:
     """What the two share, measured as the stages measure it, and what became of each."""
     rows = [find_row(folder, first), find_row(folder, second)]
-    settings = manifest(folder).recipe.near
+    settings = read_manifest(folder).recipe.near
     lines = [skeleton_lines(row["code"]) for row in rows]
     common = lines[0] & lines[1]
     weighted = _weighted(folder, lines)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
+import msgspec
 import requests
 from kagglehub.clients import build_kaggle_client, download_file
 from kagglehub.exceptions import KaggleApiHTTPError
@@ -26,12 +27,40 @@ from kagglehub.handle import CompetitionHandle, DatasetHandle
 from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
 from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest, ApiGetDatasetRequest
 
-from pipeline.recipe import FetchSettings
-
 T = TypeVar("T")
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 LONGEST_WAIT_S = 600.0
+
+
+class FetchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which data sets are downloaded from Kaggle."""
+
+    online: bool = False
+    max_bytes: int = 10_000_000_000
+    """A data set over 10 GB is left where it is: the published run left the same out by hand."""
+    licences: tuple[str, ...] = (
+        "CC0-1.0",
+        "CC0: Public Domain",
+        "CC-BY-4.0",
+        "CC BY 4.0",
+        "Attribution 4.0 International (CC BY 4.0)",
+        "CC-BY-SA-4.0",
+        "CC BY-SA 4.0",
+        "Apache 2.0",
+        "Apache-2.0",
+        "MIT",
+        "PDDL",
+        "ODC Public Domain Dedication and Licence (PDDL)",
+        "ODbL-1.0",
+        "Database: Open Database, Contents: Database Contents",
+        "U.S. Government Works",
+    )
+    """A data set with another licence is not taken."""
+    shares: int = 16
+    """Into how many units the list of data sets is cut; few, as Kaggle counts requests."""
+    attempts: int = 6
+    """Tries of one request that is answered 429 or 5xx, or not at all."""
 
 
 class Refused(ValueError):

@@ -141,6 +141,8 @@ def _new_pairs(left: np.ndarray, right: np.ndarray, labels: np.ndarray, refused:
 
 def _proposed(numbers: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of the sets with equal keys, each with the one before it, then each with the first."""
+    if not len(numbers):  # all notebooks are too short to be compared
+        return
     order = np.argsort(keys, kind="stable")  # the numbers of equal keys ascend already
     ordered = numbers[order].astype(np.int32)
     keys = keys[order]

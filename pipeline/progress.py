@@ -14,7 +14,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.run import Job, total_of
+from pipeline.plan import Job
+from pipeline.run import total_of
 from pipeline.run_folder import RunFolder
 
 

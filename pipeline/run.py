@@ -11,42 +11,17 @@ import msgspec
 import multiprocess
 import xxhash
 from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 
 from pipeline import ledger, metakaggle
 from pipeline.ledger import FAILED, LedgerError, Tally
-from pipeline.metakaggle import KernelTable
+from pipeline.order import CLASSES, STAGES
 from pipeline.parts import write_aside
+from pipeline.plan import Job, Options, RunError, slurm_of
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, Unit
 from pipeline.sources import find_units
 from pipeline.stage import Stage
-from pipeline.stages.data import Data
-from pipeline.stages.exact import Exact, ExactMatch
-from pipeline.stages.fetch import Fetch, WorkList
-from pipeline.stages.near import Near, NearMatch
-from pipeline.stages.read import Read
-from pipeline.stages.render import Render
-from pipeline.stages.rules import Rules
-from pipeline.stages.signatures import NotebookSignature
-
-STAGES = ("read", "exact", "near", "rules", "fetch", "data", "render")
-"""Those that have a ledger; `fetch` counts data sets, the others notebooks."""
-
-
-class RunError(RuntimeError):
-    """A run that can't go on; the message says what to do."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run was started with beside its recipe."""
-
-    inputs: str
-    data: str = ""
-    """A folder of data sets; empty where they are fetched, or where no data set is looked for."""
-    metadata: str = ""
-    """The folder of Meta Kaggle's CSV files."""
-    limit: int = -1
+from pipeline.stages.fetch import Fetch
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,17 +37,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
 
 
-class Job(msgspec.Struct, frozen=True):
-    """Steps that each task does one after the other for its units, and into how many tasks the job is cut."""
-
-    name: str
-    steps: tuple[PipelineStep, ...]
-    tasks: int
-
-    @property
-    def stage(self) -> Stage | None:
-        """The first step, where it has a ledger."""
-        return self.steps[0] if isinstance(self.steps[0], Stage) else None
+def read_manifest(folder: RunFolder) -> Manifest:
+    """What the run was started with."""
+    return msgspec.json.decode(folder.manifest.read_bytes(), type=Manifest)
 
 
 def prepare(folder: RunFolder, options: Options, recipe: Recipe, *, repartition: bool = False) -> Manifest:
@@ -88,7 +55,7 @@ def prepare(folder: RunFolder, options: Options, recipe: Recipe, *, repartition:
         inputs=xxhash.xxh3_128_hexdigest(msgspec.json.encode([units, tables])),
         world_size=recipe.tasks,
         configuration=_configuration(recipe),
-        versions={stage.name: stage.version for stage in (Read, Exact, Near, Rules, Fetch, Data, Render)},
+        versions={stage.name: stage.version for stage in CLASSES},
         options=options,
         recipe=recipe,
     )
@@ -123,10 +90,7 @@ def chosen_units(options: Options) -> list[Unit]:
 
 
 def _configuration(recipe: Recipe) -> str:
-    settings = msgspec.to_builtins(recipe)
-    for key in ("where", "workers", "tasks", "slurm"):
-        settings.pop(key)
-    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(settings, order="sorted"))
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(recipe.replies_depend_on, order="sorted"))
 
 
 def _check_same(old: Manifest, new: Manifest, folder: RunFolder) -> None:
@@ -161,35 +125,6 @@ def _drop_others(folder: RunFolder, names: set[str]) -> None:
                 for part in folder.parts(stage, path.stem):
                     part.unlink(missing_ok=True)
                 path.unlink()
-
-
-def jobs(folder: RunFolder, options: Options, recipe: Recipe, until: str = STAGES[-1]) -> list[Job]:
-    """The steps of a run in order, up to a stage."""
-    kernels = KernelTable(folder.folder("metadata")) if options.metadata else None
-    fetching = recipe.fetch.online and not options.data
-    datasets = Path(options.data).resolve() if options.data else folder.root / "datasets"
-    n = recipe.tasks
-    plan = [
-        Job("read", (Read(folder, kernels, recipe.max_bytes),), n),
-        Job("exact-match", (ExactMatch(folder),), 1),
-        Job("exact", (Exact(folder), NotebookSignature(folder, recipe.near)), n),
-        Job("near-match", (NearMatch(folder, recipe.near),), 1),
-        Job("near", (Near(folder, recipe.near),), n),
-        Job("rules", (Rules(folder, recipe.rules),), n),
-    ]
-    if fetching:
-        if kernels is None:
-            raise RunError(
-                "data sets are fetched by Meta Kaggle's tables; name their folder with --metadata, or give --data"
-            )
-        plan.append(Job("fetch-list", (WorkList(folder, kernels),), 1))
-        plan.append(Job("fetch", (Fetch(folder, recipe.fetch),), recipe.fetch.shares))
-    plan.append(Job("data", (Data(folder, datasets, kernels),), n))
-    plan.append(Job("render", (Render(folder, max_bytes=recipe.max_bytes),), n))
-    if until not in STAGES or (until == "fetch" and not fetching):
-        raise RunError(f"--until {until}: expected one of {', '.join(STAGES)} (fetch only where data sets are fetched)")
-    last = next(index for index, job in enumerate(plan) if job.name == until)
-    return plan[: last + 1]
 
 
 def execute(folder: RunFolder, plan: list[Job], recipe: Recipe, watch: Callable[[Job], Any] = lambda job: None) -> None:
@@ -234,7 +169,7 @@ def check(folder: RunFolder, stage: Stage, max_failed: float = 1.0) -> Tally:
             )
         came += lines[-1].end.items
         total.add(ledger.tally(path))
-    given = came if not stage.upstream else folder.tally(stage.upstream).done
+    given = folder.given(stage.upstream, stage.expands) if stage.upstream else came
     if total.items != came or came != given:
         raise LedgerError(
             f"stage {stage.name}: {given:,} items were given, {came:,} came in and {total.items:,} have an outcome"
@@ -267,7 +202,7 @@ def make_executor(folder: RunFolder, job: Job, recipe: Recipe, before: PipelineE
         )
     from datatrove.executor.slurm import SlurmPipelineExecutor
 
-    slurm = recipe.slurm
+    slurm = slurm_of(recipe, job.name)
     checkout = Path(__file__).resolve().parent.parent
     lines = (
         slurm.env_command,
@@ -298,4 +233,4 @@ def total_of(folder: RunFolder, stage: Stage) -> int | None:
     if stage.name == "read":
         counts = [unit.limit if unit.limit >= 0 else unit.items for unit in folder.units()]
         return sum(counts) if min(counts, default=0) >= 0 else None
-    return folder.tally(stage.upstream).done if stage.upstream else None
+    return folder.given(stage.upstream, stage.expands) if stage.upstream else None

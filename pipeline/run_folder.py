@@ -9,6 +9,7 @@ import msgspec
 
 from pipeline import ledger
 from pipeline.ledger import Tally
+from pipeline.parts import read_rows
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -78,6 +79,20 @@ class RunFolder(msgspec.Struct, frozen=True):
         for path in self.ledgers(stage):
             total.add(ledger.tally(path))
         return total
+
+    def journal(self, stage: str, unit: str) -> Path:
+        """The replies of models to a stage's unit."""
+        return self.root / "calls" / stage / f"{unit}.jsonl"
+
+    def journals(self, stage: str) -> list[Path]:
+        """All journals of a stage."""
+        return sorted((self.root / "calls" / stage).glob("*.jsonl"))
+
+    def given(self, stage: str, expands: str) -> int:
+        """How many items a stage hands to the next: its rows, or what their column says."""
+        if not expands:
+            return self.tally(stage).done
+        return sum(row[expands] for row in read_rows(self.all_parts(stage), [expands]))
 
     def folder(self, name: str) -> Path:
         """A folder for what a stage keeps beside its rows, made if need be."""

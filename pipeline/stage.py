@@ -40,6 +40,13 @@ class Item(msgspec.Struct, frozen=True):
     payload: Any
 
 
+Result = tuple[Outcome, Row | None]
+"""What became of an item, and its row where it goes on."""
+
+Work = tuple[Item, Outcome | None, Result | None]
+"""An item, what became of it before (it failed), and what became of it in a former generation that still holds."""
+
+
 class Stage(PipelineStep):  # type: ignore[misc]
     """A stage of the pipeline: subclasses say what comes in (`items`) and decide on one item (`decide`).
 
@@ -53,6 +60,8 @@ class Stage(PipelineStep):  # type: ignore[misc]
     """Raised when a change makes the stage decide or write otherwise; older outcomes are then void."""
     upstream: str = ""
     """The stage whose rows are the items."""
+    expands: str = ""
+    """Where a row of the stage before is several items: its column that says how many."""
     schema: pa.Schema
     """Of the rows that leave the stage."""
     batch_items = 2000
@@ -122,13 +131,18 @@ class Stage(PipelineStep):  # type: ignore[misc]
                 return
             former = self._former(book) if self.takes_over else {}
             came = 0
-            batch: list[tuple[Outcome, Row | None]] = []
-            for item in self.items(unit):
-                came += 1
-                known = book.outcomes.get((item.id, item.key))
-                if known is not None and not _again(known):
-                    continue
-                batch.append(former.get((item.id, item.key)) or self._outcome(item, known))
+
+            def work() -> Iterator[Work]:
+                nonlocal came
+                for item in self.items(unit):
+                    came += 1
+                    known = book.outcomes.get((item.id, item.key))
+                    if known is None or _again(known):
+                        yield item, known, former.get((item.id, item.key))
+
+            batch: list[Result] = []
+            for result in self.outcomes(work()):
+                batch.append(result)
                 if len(batch) >= self.batch_items:
                     self._commit(book, batch)
                     batch = []
@@ -136,12 +150,21 @@ class Stage(PipelineStep):  # type: ignore[misc]
                 self._commit(book, batch)
             book.end(came)
 
-    def _outcome(self, item: Item, known: Outcome | None) -> tuple[Outcome, Row | None]:
+    def given(self) -> int:
+        """How many items the stage before hands to this one."""
+        return self.run_folder.tally(self.upstream).done
+
+    def outcomes(self, work: Iterator[Work]) -> Iterator[Result]:
+        """What becomes of the items, in their order."""
+        for item, known, held in work:
+            yield held or self._outcome(item, known)
+
+    def _outcome(self, item: Item, known: Outcome | None) -> Result:
         tries = known.tries + 1 if known else 1
         try:
             verdict = self.decide(item)
         except Exception as error:
-            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MACHINE_ERRORS):
+            if is_machine_error(error):
                 raise
             reason = f"{type(error).__name__}: {error}"[:500]
             return Outcome(item.id, item.key, FAILED, reason, tries=tries), None
@@ -149,7 +172,7 @@ class Stage(PipelineStep):  # type: ignore[misc]
             return Outcome(item.id, item.key, REJECTED, verdict.reason, verdict.detail[:500], tries), None
         return Outcome(item.id, item.key, DONE, tries=tries), verdict
 
-    def _commit(self, book: UnitLedger, batch: list[tuple[Outcome, Row | None]]) -> None:
+    def _commit(self, book: UnitLedger, batch: list[Result]) -> None:
         rows = [row for _, row in batch if row is not None]
         part, sha256 = None, ""
         if rows:
@@ -160,7 +183,7 @@ class Stage(PipelineStep):  # type: ignore[misc]
         self.stat_update("items", value=len(batch))
         self.stat_update("done", value=len(rows))
 
-    def _former(self, book: UnitLedger) -> dict[tuple[str, str], tuple[Outcome, Row | None]]:
+    def _former(self, book: UnitLedger) -> dict[tuple[str, str], Result]:
         """Outcomes of the former generation that still hold, with their rows."""
         header, commits = book.old_commits()
         if header is None or (header.version, header.config) != (book.header.version, book.header.config):
@@ -175,6 +198,11 @@ class Stage(PipelineStep):  # type: ignore[misc]
             for name, item in outcomes.items()
             if item.state != FAILED
         }
+
+
+def is_machine_error(error: Exception) -> bool:
+    """Whether an exception is no item's fault: a full disk, no memory."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MACHINE_ERRORS)
 
 
 def _again(outcome: Outcome) -> bool:

@@ -125,7 +125,7 @@ class ScriptedServer:
                 pass
 
             def handle(self) -> None:
-                with contextlib.suppress(OSError):  # the client has hung up, as it may
+                with contextlib.suppress(OSError, ValueError):  # the client has hung up, or was killed in mid-request
                     super().handle()
 
         class Server(ThreadingHTTPServer):

@@ -62,3 +62,50 @@ def test_no_room_imports_from_above(path: Path):
 def test_the_fork_server_imports_nothing_else_of_the_package():
     for path in (PACKAGE / "forkserver").glob("*.py"):
         assert imports(path) <= {"forkserver"}, path
+
+
+PIPELINE = PACKAGE.parent / "pipeline"
+PIPELINE_FLOORS = [
+    {"ledger", "parts", "notebook", "skeleton", "matching", "best", "reads", "language", "kaggle"}
+    | {"prompts", "excerpt", "models", "evidence", "triviality", "meaning", "lineage", "conversation"}
+    | {"benchmark_questions"},
+    {"run_folder", "catalog", "markdown", "metakaggle", "calls", "serving"},
+    {"decisions", "sources", "drafts"},
+    {"stage"},
+    {"model_stage"},
+    {"stages"},
+    {"order"},
+    {"funnel"},
+    {"card"},
+    {"export"},
+    {"recipe"},
+    {"plan", "estimate"},
+    {"run"},
+    {"explain", "progress"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+
+
+def pipeline_imports(path: Path) -> set[str]:
+    """Rooms of the pipeline that the file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pipeline":
+            names = [node.module] if node.module != "pipeline" else [f"pipeline.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in names}
+    return found
+
+
+def test_the_pipelines_rooms_keep_their_floors():
+    for path in PIPELINE.rglob("*.py"):
+        own = path.relative_to(PIPELINE).with_suffix("").parts[0]
+        floors = {name: number for number, rooms in enumerate(PIPELINE_FLOORS) for name in rooms}
+        assert own in floors, f"{own} has no floor yet: name it here and in docs/architecture.md"
+        for other in pipeline_imports(path) - {own}:
+            assert floors[other] < floors[own] or own == "__init__", f"{path} imports {other}"
+
+
+def test_the_package_knows_nothing_of_the_pipeline():
+    for path in FILES:
+        assert not pipeline_imports(path), path

@@ -42,6 +42,7 @@ class Data(Stage):
     Args:
         datasets: the folder of data sets.
         kernels: the table of Meta Kaggle's metadata, where there is one.
+        keep_missing: let notebooks go on of which no file is here.
     """
 
     name = "data"
@@ -50,8 +51,11 @@ class Data(Stage):
     schema = SCHEMA
     takes_over = True
 
-    def __init__(self, folder: RunFolder, datasets: Path, kernels: KernelTable | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, datasets: Path, kernels: KernelTable | None = None, *, keep_missing: bool = False
+    ) -> None:
         super().__init__(folder)
+        self.keep_missing = keep_missing
         self.catalog = Catalog(datasets, folder.root / "sha256")
         self.kernels = kernels
 
@@ -60,7 +64,8 @@ class Data(Stage):
         names = sorted(name for names in self.catalog.names().values() for name in names)
         times = [(self.catalog.folder / name).stat().st_mtime_ns for name in names]
         here = xxhash.xxh3_128_hexdigest(msgspec.json.encode([names, times]))
-        return {"metadata": self.kernels.digest if self.kernels else None, "datasets": here}
+        kept = {"keep_missing": True} if self.keep_missing else {}
+        return {"metadata": self.kernels.digest if self.kernels else None, "datasets": here, **kept}
 
     def units(self) -> list[Unit]:
         """As they were read."""
@@ -70,21 +75,24 @@ class Data(Stage):
         """Look each path up."""
         row: Row = item.payload
         refs = self.refs(row)
-        if not refs:
-            return Rejected("no_data_set_known", ", ".join(row["reads"][:3]))
-        if not any(self.catalog.folder_of(ref) for ref in refs):
-            return Rejected("data_set_not_here", ", ".join(_named(ref) for ref in refs[:5]))
         found = {path: self.catalog.find(path, refs) for path in row["reads"]}
         files = [file for group in found.values() for file in group]
-        if not files:
-            known = [path for path in row["reads"] if path != UNKNOWN]
-            return Rejected("file_not_found" if known else "path_not_known", ", ".join(known[:3]))
+        if not files and not self.keep_missing:
+            return self._why_none(row, refs)
         return {
             **row,
             "datasets": [_named(ref) for ref in refs],
             "files": [msgspec.structs.asdict(file) for file in files],
             "missing": [path for path, group in found.items() if not group],
         }
+
+    def _why_none(self, row: Row, refs: list[Ref]) -> Rejected:
+        if not refs:
+            return Rejected("no_data_set_known", ", ".join(row["reads"][:3]))
+        if not any(self.catalog.folder_of(ref) for ref in refs):
+            return Rejected("data_set_not_here", ", ".join(_named(ref) for ref in refs[:5]))
+        known = [path for path in row["reads"] if path != UNKNOWN]
+        return Rejected("file_not_found" if known else "path_not_known", ", ".join(known[:3]))
 
     def refs(self, row: Row) -> list[Ref]:
         """All data sets and competitions of the kernel version, and the repository that the notebook lies in."""

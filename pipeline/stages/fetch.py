@@ -12,10 +12,9 @@ import xxhash
 from datatrove.pipeline.base import PipelineStep
 
 from pipeline import decisions
-from pipeline.kaggle import Refused, fetch
+from pipeline.kaggle import FetchSettings, Refused, fetch
 from pipeline.metakaggle import KernelTable
 from pipeline.parts import read_rows, write_table
-from pipeline.recipe import FetchSettings
 from pipeline.run_folder import RunFolder, Unit
 from pipeline.stage import Item, Rejected, Row, Stage
 from pipeline.stages.data import source_ref

@@ -13,8 +13,9 @@ import pytest
 from pipeline import ledger
 from pipeline.ledger import Outcome
 from pipeline.parts import read_rows
+from pipeline.plan import Options, jobs
 from pipeline.recipe import Recipe
-from pipeline.run import Options, check, jobs, prepare
+from pipeline.run import check, prepare
 from pipeline.run_folder import RunFolder
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from runs import ids, run_here, write_zip
 
+from pipeline.plan import Options, jobs
 from pipeline.recipe import Recipe, Slurm, load_recipe
-from pipeline.run import Options, check, execute, jobs, make_executor, prepare
+from pipeline.run import check, execute, make_executor, prepare
 from pipeline.run_folder import RunFolder
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,20 @@ def test_slurm_scripts(zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(re.findall(r"--dependency=afterok:\d+ ", text)) >= 4
     assert f"export PYTHONPATH={CHECKOUT}" in text
     assert "launch_pickled_pipeline" in text
+
+
+def test_slurm_scripts_of_the_models_stages(zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that start a server ask for its GPUs, in tasks of their own number; the others ask for none."""
+    run, options, recipe = RunFolder(tmp_path / "run"), Options(inputs=str(zips), data="x"), load_recipe("kaggle-slurm")
+    prepare(run, options, recipe)
+    found = {}
+    for job in jobs(run, options, recipe, "export"):
+        executor = make_executor(run, job, recipe, None)
+        found[job.name] = (job.tasks, executor._sbatch_args.get("gres"), executor.partition)
+    assert found["ask"] == (32, "gpu:h100:1", "gpu")
+    assert found["traces"] == (16, "gpu:h100:8", "gpu")
+    assert found["check"] == (191, None, "cpu")
+    assert found["export"] == (1, None, "cpu")
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from runs import ids, notebook, outcomes, program, run_here, write_zip
 
 from pipeline import stage as stages
 from pipeline.cli import main
+from pipeline.plan import RunError
 from pipeline.recipe import Recipe, RecipeError, load_recipe
-from pipeline.run import RunError
 from pipeline.run_folder import RunFolder
 from pipeline.stages.rules import RuleSettings
 

@@ -1,0 +1,31 @@
+"""Questions of benchmarks, known by their hashes alone, so that none of them gets into training data.
+
+The file holds the sha256 of DABstep's 450 questions and of those of DABench, each with letters lower-cased and
+everything but letters and digits made one space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+
+FILE = Path(__file__).parent / "benchmark_questions.txt"
+
+
+def question_hash(question: str) -> str:
+    """The hash by which a question is known."""
+    return hashlib.sha256(re.sub(r"\W+", " ", question.lower()).strip().encode()).hexdigest()
+
+
+@cache
+def _known() -> frozenset[str]:
+    lines = FILE.read_text("ascii").splitlines()
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+def is_benchmark_question(question: str) -> bool:
+    """Whether a benchmark asks exactly this, but for case and punctuation; its sentences are looked at too."""
+    parts = [question, *re.split(r"(?<=[.?!])\s+", question)]
+    return any(question_hash(part) in _known() for part in parts)
