@@ -1,1 +1,1 @@
-"""Reinforcement learning in the environment: rollouts for TRL's GRPO, a trainer around them, and a proof that it works."""
+"""Reinforcement learning: rollouts for TRL's GRPO, a trainer around them, and a proof that it works."""

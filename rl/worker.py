@@ -177,7 +177,7 @@ class _Running:
         self._news.put(msgspec.msgpack.encode(news))
 
     def _write(self) -> None:
-        """In a thread: while the trainer generates it does not read, and records can be larger than a socket's buffer."""
+        """In a thread: the trainer does not read while it generates, and a socket's buffer is small."""
         with contextlib.suppress(OSError):  # the trainer is gone
             while (news := self._news.get()) is not None:
                 self._connection.send_bytes(news)

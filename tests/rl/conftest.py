@@ -1,0 +1,23 @@
+"""The tests of reinforcement learning need torch, transformers and trl (extra `train`), and skip without them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+collect_ignore_glob: list[str] = []
+try:
+    import trl  # noqa: F401
+except ImportError:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that has learned one episode by heart (`tests/tiny_model.py`)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    subprocess.run([sys.executable, str(ROOT / "tests" / "tiny_model.py"), str(folder)], check=True)
+    return folder
