@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from jupyter_env.chat import ModelSetupError, ModelUnavailable
 from rl.generation import Request, Sampled
