@@ -20,7 +20,7 @@ from rl.generation import Request, Sampled
 _STRIDE = 8
 """Tokens between two looks at what has ended: a turn's end is noticed up to seven tokens late, which are dropped."""
 _BLOCK = 256
-"""Attention reads whole blocks of the cache, as many as the longest conversation has; each number of blocks is a graph."""
+"""Attention reads whole blocks of the cache, as many as the longest conversation needs; each number has its graph."""
 _READ_TOKENS = 1 << 16
 """New tokens read at a time, padding included; bounds the memory of reading prompts."""
 
@@ -111,7 +111,6 @@ class Decoder:
         self._temperature.fill_(temperature or 1.0)
         self._noise.fill_(1.0 if temperature > 0 else 0.0)
 
-    @torch.no_grad()
     def sync(self) -> None:
         """Take over the model's weights; conversations must be over, since the cache is of the old ones."""
         base = self._model.model
@@ -141,7 +140,7 @@ class Decoder:
             self._layers = [_Layer(*self._weights[at : at + size]) for at in range(3, len(found), size)]
         else:  # in place: the graphs read these very tensors
             for mine, weight in zip(self._weights, found, strict=True):
-                mine.copy_(weight)
+                mine.copy_(weight.detach())
 
     def submit(self, request: Request) -> None:
         """See `Generator`."""
@@ -158,11 +157,11 @@ class Decoder:
             self._lengths[slot] = 0
             self._free.append(slot)
 
-    @torch.no_grad()
     def advance(self) -> list[Sampled]:
         """See `Generator`: read what is new, then a few tokens for everyone."""
         try:
-            return self._read() + self._write()
+            with torch.no_grad():
+                return self._read() + self._write()
         except torch.OutOfMemoryError as error:
             raise ModelUnavailable(f"out of memory with {self.slots} conversations: {error}") from error
 

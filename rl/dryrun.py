@@ -58,8 +58,8 @@ def plan(recipe: Recipe, processes: int, *, allow_simulated: bool = False) -> di
         pool, held_out = load_pools(recipe, allow_simulated=allow_simulated)
         drawn = Schedule(pool, recipe).tasks()
         shown["tasks"] = (
-            f"{len(pool):,} to train on, {len({task.id for task in drawn}):,} of them drawn; {len(held_out):,} held out, "
-            f"{min(recipe.eval_tasks, len(held_out)):,} evaluated"
+            f"{len(pool):,} to train on, {len({task.id for task in drawn}):,} of them drawn; {len(held_out):,} held "
+            f"out, {min(recipe.eval_tasks, len(held_out)):,} evaluated"
         )
     return shown
 

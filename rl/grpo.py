@@ -7,7 +7,6 @@ several GPUs: `accelerate launch --num_processes 8 -m rl.grpo --recipe qwen3-4b-
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -281,4 +280,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from jupyter_env.answer import Hidden
-from jupyter_env.task import Task, TaskPool
+from jupyter_env.task import Level, Task, TaskPool
 from rl.recipe import Recipe, RecipeError
 
 
@@ -54,7 +54,7 @@ def check_tasks(pool: TaskPool, *, allow_simulated: bool) -> None:
     hidden = [task.id for task in pool if isinstance(task.answer, Hidden)]
     if hidden:
         raise RecipeError(
-            f"the answers of {len(hidden)} of {len(pool)} tasks are the benchmark owner's alone, {hidden[0]!r} for one; "
+            f"{len(hidden)} of {len(pool)} tasks have answers that their owner keeps, {hidden[0]!r} for one: "
             "nothing can be rewarded there"
         )
     for file in {file for task in pool for file in task.files}:
@@ -69,7 +69,7 @@ class Schedule:
 
     def __init__(self, pool: TaskPool, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._by_level: dict[str, list[Task]] = {}
+        self._by_level: dict[Level, list[Task]] = {}
         for task in pool:
             if task.weight > 0:
                 self._by_level.setdefault(task.level, []).append(task)
@@ -80,14 +80,14 @@ class Schedule:
     def tasks(self) -> list[Task]:
         """Of all steps, a step's behind each other."""
         rng = random.Random(f"{self._recipe.seed} schedule")
-        decks: dict[str, list[Task]] = {level: [] for level in self._by_level}
+        decks: dict[Level, list[Task]] = {level: [] for level in self._by_level}
         return [self._draw(step, rng, decks) for step in range(self._recipe.steps) for _ in range(self._recipe.groups)]
 
     def other(self, step: int, process: int, count: int) -> Task:
         """Another task for a step, the `count`-th that this process has asked for there."""
         return self._draw(step, random.Random(f"{self._recipe.seed} {step} {process} {count}"), {})
 
-    def _draw(self, step: int, rng: random.Random, decks: dict[str, list[Task]]) -> Task:
+    def _draw(self, step: int, rng: random.Random, decks: dict[Level, list[Task]]) -> Task:
         weights = {level: self._recipe.levels(step).get(level, 0.0) for level in self._by_level}
         if not any(weights.values()):  # no task of the levels that this step wants
             weights = dict.fromkeys(weights, 1.0)
