@@ -3,8 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from rl.template import Template
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,3 +25,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     subprocess.run([sys.executable, str(ROOT / "tests" / "tiny_model.py"), str(folder)], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def template() -> "Template":
+    """Of the tiny model."""
+    from tiny_model import make_tokenizer
+
+    from jupyter_env.action import tool_schemas
+    from rl.template import Template
+
+    return Template(make_tokenizer(), tool_schemas())
