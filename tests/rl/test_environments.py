@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -66,3 +67,28 @@ def test_a_table_that_has_changed_is_the_machines_failure(template: Template, po
     with Environments(data_root, processes=1) as environments:
         [rollout] = rolled(environments, template, generator, [Job(task=pool.get("rows"))]).rollouts
     assert rollout.failed and "changed or cut short" in str(rollout.record.error)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_two_hundred_batches_leave_what_one_leaves(template: Template) -> None:
+    """Kernels, descriptors and memory of the processes after 200 batches, with faults among their cells."""
+    cells = ["1", "import os; os._exit(1)", "raise ValueError", "import time; time.sleep(0.05)"]
+
+    def script(text: str) -> str:
+        return answer("42") if turns_so_far(text) else run(cells[hash(text) % 4])
+
+    with Environments(None, kernel=KernelSettings(parked=8), processes=2) as environments:
+        runner = Runner(environments, template, TOKENS)
+        counts: list[tuple[int, int]] = []
+        for batch in range(200):
+            jobs = [Job(task=TASK, seed=8 * batch + n) for n in range(8)]
+            ended = runner.run(jobs, scripted(template, script)).rollouts
+            assert not any(rollout.failed for rollout in ended)
+            if batch in (9, 199):
+                time.sleep(3.0)  # the parked ones are made anew
+                children = psutil.Process().children(recursive=True)
+                kernels = [child for child in children if child.name() == "jupyter-kernel"]
+                workers = [child for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())]
+                counts.append((len(kernels), sum(worker.num_fds() for worker in workers)))
+    assert counts[1][0] <= counts[0][0] and counts[1][1] <= counts[0][1] + 2, counts
