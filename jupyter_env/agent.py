@@ -110,7 +110,7 @@ class _Context:
         if self._limit is None:
             return True
         while self._tokens(episode.messages) + self._reply_tokens > self._limit:
-            if not _shorten_oldest(episode.messages):
+            if not shorten_oldest(episode.messages):
                 return False
             episode.record.shortened_outputs += 1
         return True
@@ -127,8 +127,11 @@ class _Context:
         return self._tokens_per_char * sum(map(_chars, messages))
 
 
-def _shorten_oldest(messages: list[Message]) -> bool:
-    """Shorten the oldest output that still is whole, saying so in its place; False if none is left."""
+def shorten_oldest(messages: list[Message]) -> bool:
+    """Shorten the oldest output that still is whole, saying so in its place; False if none is left.
+
+    Training data that is too long is shortened by it too.
+    """
     for message in messages[2:]:
         content = message.get("content")
         if message["role"] == "assistant" or not isinstance(content, str):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jupyter_env.literals import fold
 from jupyter_env.task import TaskError
@@ -58,19 +59,34 @@ class Schema:
     dates: tuple[str, ...]
     years: tuple[str, ...]
     joins: tuple[Join, ...] = field(default=())
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """What was computed of the frame, which thousands of drafts ask for again."""
+
+    def _once(self, key: str, compute: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Columns to group rows by: categories, and names that come at least twice on average."""
-        repeated = (name for name in self.names if self.frame[name].nunique() * 2 <= len(self.frame))
-        return self.categories + tuple(repeated)
+
+        def compute() -> tuple[str, ...]:
+            repeated = (name for name in self.names if self.frame[name].nunique() * 2 <= len(self.frame))
+            return self.categories + tuple(repeated)
+
+        return cast(tuple[str, ...], self._once("groups", compute))
 
     @property
     def totals(self) -> tuple[str, ...]:
         """Measures without negative values whose sum means something."""
-        listed = self.table.totals
-        whole = [m for m in self.measures if self.frame[m].dtype.kind == "i"] if listed is None else listed
-        return tuple(m for m in self.measures if m in whole and self.frame[m].min() >= 0)
+
+        def compute() -> tuple[str, ...]:
+            listed = self.table.totals
+            whole = [m for m in self.measures if self.frame[m].dtype.kind == "i"] if listed is None else listed
+            return tuple(m for m in self.measures if m in whole and self.frame[m].min() >= 0)
+
+        return cast(tuple[str, ...], self._once("totals", compute))
 
     @property
     def wide(self) -> tuple[str, ...]:
@@ -79,11 +95,12 @@ class Schema:
 
     def values(self, column: str) -> list[Any]:
         """The distinct values as Python objects, sorted."""
-        return sorted(self.frame[column].dropna().unique().tolist())
+        known = self._once(f"values {column}", lambda: sorted(self.frame[column].dropna().unique().tolist()))
+        return list(known)
 
     def has_missing(self, column: str) -> bool:
         """Whether any row lacks a value."""
-        return bool(self.frame[column].isna().any())
+        return bool(self._once(f"missing {column}", lambda: self.frame[column].isna().any()))
 
     def mode(self, column: str) -> str | None:
         """The most common value as text; None if several are."""
@@ -92,7 +109,7 @@ class Schema:
 
     def decimals(self, column: str) -> int:
         """Decimals that show a statistic of the measure to about three digits of its spread, at least 2."""
-        return decimals_for(float(self.frame[column].std()))
+        return int(self._once(f"decimals {column}", lambda: decimals_for(float(self.frame[column].std()))))
 
     def say(self, column: str) -> str:
         """The column in a question: in backticks, after its name in words if one is known."""
@@ -101,6 +118,9 @@ class Schema:
 
     def clocks(self) -> list[Clock]:
         """The ways to read the table as one or several series in time."""
+        return list(self._once("clocks", self._find_clocks))
+
+    def _find_clocks(self) -> list[Clock]:
         found = []
         for column in self.dates + self.years:
             if self.frame[column].is_unique:

@@ -1,0 +1,103 @@
+"""One switch for how the same training is computed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import NamedTuple
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from sft import attention
+from sft.recipe import Recipe
+
+
+class Speed(NamedTuple):
+    """What was chosen, and why."""
+
+    packed: bool
+    varlen: bool
+    compiled: bool
+    liger: bool
+    bf16: bool
+    keep_tokens: int
+    """Rows up to so many tokens keep their activations; longer ones recompute them."""
+    why: str
+
+    @property
+    def attention(self) -> str:
+        """As transformers names it."""
+        return attention.NAME if self.varlen else "sdpa"
+
+
+def choose(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> Speed:
+    """What `--speed` means on this device."""
+    on_gpu = device.type == "cuda"
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu)
+    if recipe.speed == "plain":
+        keep = 0 if on_gpu else sys.maxsize
+        return Speed(False, False, bool(recipe.compile), False, bf16, recipe.keep_tokens or keep, "asked for")
+    varlen = bf16 and attention.can_use(device)
+    compiled = varlen if recipe.compile is None else recipe.compile
+    liger = on_gpu and not compiled and config.model_type == "qwen3" and _has("liger_kernel")
+    keep = recipe.keep_tokens
+    if keep is None:
+        keep = _tokens_that_fit(config, device) if on_gpu else sys.maxsize
+    why = f"{'CUDA' if on_gpu else 'no GPU'}, {'bf16' if bf16 else 'fp32'}"
+    return Speed(True, varlen, compiled, liger, bf16, keep, why)
+
+
+def apply(speed: Speed, model: PreTrainedModel) -> None:
+    """Set a loaded model up; its parameters stay the same objects."""
+    if speed.liger:
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen3
+
+        apply_liger_kernel_to_qwen3(
+            rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model
+        )
+    if speed.compiled:
+        torch._dynamo.config.cache_size_limit = 64
+        for layer in model.base_model.layers:
+            layer.compile()  # once for all of them: the same code with other weights
+
+
+def say(speed: Speed) -> str:
+    """For the log."""
+    chosen = [
+        f"{'packed' if speed.packed else 'padded'} rows",
+        f"{speed.attention} attention",
+        "compiled layers" if speed.compiled else "liger's layer kernels" if speed.liger else "eager layers",
+        "bf16 autocast over fp32 weights" if speed.bf16 else "fp32",
+    ]
+    if speed.keep_tokens < sys.maxsize:
+        chosen.append(f"activations recomputed in rows above {speed.keep_tokens:,} tokens")
+    return f"speed: {', '.join(chosen)} ({speed.why})"
+
+
+def _tokens_that_fit(config: PretrainedConfig, device: torch.device) -> int:
+    """Tokens of a row whose activations fit beside weights, gradients and Adam's moments in the device's memory."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    free = 0.92 * total - 18 * parameter_count(config)
+    return max(int(free / activation_bytes(config)), 0)
+
+
+def activation_bytes(config: PretrainedConfig) -> int:
+    """Bytes that a token's activations take with autocast and compiled or liger's layers, without recomputing."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    a_layer = 14 * config.hidden_size + 6 * head_dim * (heads + kv_heads) + 4 * config.intermediate_size
+    return int(config.num_hidden_layers * a_layer)
+
+
+def parameter_count(config: PretrainedConfig) -> int:
+    """Of a Qwen3-like model, from its configuration."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention_width = head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+    a_layer = config.hidden_size * (attention_width + 3 * config.intermediate_size)
+    tables = 1 if config.tie_word_embeddings else 2
+    return int(config.num_hidden_layers * a_layer + tables * config.vocab_size * config.hidden_size)
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

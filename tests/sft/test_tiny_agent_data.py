@@ -1,0 +1,86 @@
+"""What the tiny agent learns from: real outputs, endless names, and the same data from the same seed."""
+
+import asyncio
+import contextlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from jupyter_env import TaskPool
+from jupyter_env.action import tool_schemas
+from jupyter_env.chat import Reply, render
+from jupyter_env.rollout import plan, rollout
+from sft.tiny_agent.data import write_base, write_data
+from sft.tiny_agent.lessons import copy_lesson, question_lessons
+from sft.tiny_agent.tokenizer import train_tokenizer
+from sft.tiny_agent.traces import trace
+from sft.tiny_agent.words import column_name, value
+
+
+def test_a_trace_is_what_a_real_kernel_gives(tmp_path: Path) -> None:
+    """The calls of made traces, repeated by an agent in real kernels, give the very same conversations."""
+    pool = TaskPool.procedural(24, seed=3)
+    pool.copy_data(tmp_path / "data")
+    with contextlib.chdir(tmp_path):
+        made = {task.id: trace(task, tmp_path / "data") for task in pool}
+
+    def repeats(task: Any, seed: int) -> Any:
+        async def respond(messages: Any, tools: Any) -> Reply:
+            return Reply(message=made[task.id][len(messages)])
+
+        return respond
+
+    records = asyncio.run(
+        rollout(plan(pool, ["repeats"], 1), pool, {"repeats": repeats}, tmp_path / "episodes.jsonl", concurrency=2)
+    )
+    assert len(records) == 24
+    assert all(record.reward == 1.0 for record in records)
+    for record in records:
+        assert render(record.messages, tool_schemas()) == render(made[record.task_id], tool_schemas())
+
+
+def test_names_and_values_do_not_run_out() -> None:
+    rng = random.Random(0)
+    names = [column_name(rng) for _ in range(5000)]
+    assert len(set(names)) > 4300
+    assert len({value(rng) for _ in range(5000)}) > 4000
+
+
+def test_a_name_is_the_same_tokens_wherever_it_stands() -> None:
+    lessons = [render(copy_lesson(random.Random(seed)), thinking=False) for seed in range(400)]
+    tokenizer = train_tokenizer(lessons, 1024)
+    for name in ("flipper_length_mm", "petal width (cm)", "Xxxxxxxx", "Côte d'Ivoire"):
+        own = tokenizer.encode(name).tokens
+        for around in ("`{}`", "['{}']", '"{}"', "df['{}'].mean()", "\n{}\n"):
+            before, after = around.split("{}")
+            tokens = tokenizer.encode(around.format(name)).tokens
+            assert own == tokens[len(tokenizer.encode(before).tokens) :][: len(own)], (name, around)
+    text = lessons[0]
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_the_code_of_a_lesson_uses_what_its_question_names() -> None:
+    lessons = question_lessons(5, datasets=4, per_table=40)
+    assert len(lessons) > 80
+    named = 0
+    for user, assistant in lessons:
+        code = assistant["tool_calls"][0]["function"]["arguments"]["code"]
+        path = code.split("pd.read_csv('")[1].split("'")[0]
+        assert f"`{path}`" in user["content"]
+        named += 1
+    assert named == len(lessons)
+
+
+def test_the_same_seed_gives_the_same_data_on_any_number_of_processes(tmp_path: Path) -> None:
+    for folder, workers in (("one", 1), ("two", 2)):
+        write_data(tmp_path / folder, lessons=400, traces=60, seed=2, workers=workers)
+    write_base(tmp_path / "base", seed=2)
+    for name in ("lessons.jsonl", "traces.jsonl"):
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert one == two
+        rows = [json.loads(line) for line in one.splitlines()]
+        assert len({row["id"] for row in rows}) == len(rows) == (400 if name == "lessons.jsonl" else 60)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert config["vocab_size"] == 1536
+    assert config["eos_token_id"] == 2
