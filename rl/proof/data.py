@@ -1,0 +1,163 @@
+"""What the proof's agent learns from and is judged by: all made from a seed, on all cores.
+
+SFT sees a narrow part: questions of levels easy and medium, and at most `RARE_SHARE` of the hard and expert ones, whose
+code composes what the others do one by one. GRPO and the held-out tasks are of all four levels, over tables that no
+trace has shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from jupyter_env.action import Message, tool_schemas
+from jupyter_env.task import Task, TaskPool
+from jupyter_env.tasksets.families import FAMILIES
+from jupyter_env.tasksets.procedural import generate_with_report
+from sft.tiny_agent.data import write_base
+from sft.tiny_agent.lessons import copy_lesson, question_lessons
+from sft.tiny_agent.tables import data_sets
+from sft.tiny_agent.traces import run_here, trace
+
+RARE = ("hard", "expert")
+RARE_SHARE = 0.02
+_TABLES, _PER_TABLE, _COPIES = 6, 40, 300
+_LESSONS, _CONTROL, _TRAIN, _HELD_OUT = (seed * 10_000 for seed in range(1, 5))
+"""Where the seeds of each part begin: no two parts share a table."""
+
+
+def write_traces(out: Path, *, seed: int, lessons: int, traces: int, control: int) -> dict[str, int]:
+    """Write the architecture and tokenizer, and what SFT and the control learn from.
+
+    Args:
+        out: gets `base/`, `narrow.jsonl` (lessons and traces of SFT) and `all.jsonl` (traces of all levels).
+        lessons: short conversations in copying and in writing code.
+        traces: whole conversations, narrow.
+        control: whole conversations of all levels, for the SFT that goes on.
+
+    Returns:
+        Traces of each level that SFT sees, and the lessons' number.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_base(out / "base", seed + 1)
+    counts: dict[str, int] = {}
+    with _workers() as pool:
+        with (out / "narrow.jsonl").open("w") as file:
+            found = _first(pool, lessons_of, seed * 100_000 + _LESSONS, lessons)
+            counts["lessons"] = _write(file, "lesson", ((messages, []) for messages in found))
+            for level, messages in _first(pool, narrow_traces, seed * 100_000 + _LESSONS, traces):
+                counts[level] = counts.get(level, 0) + 1
+                _write(file, f"trace-{sum(counts.values())}", [(messages, tool_schemas())])
+        with (out / "all.jsonl").open("w") as file:
+            found = _first(pool, all_traces, seed * 100_000 + _CONTROL, control)
+            _write(file, "trace", ((messages, tool_schemas()) for _, messages in found))
+    return counts
+
+
+def write_pools(out: Path, *, seed: int, train: int, held_out: int) -> None:
+    """Write `tasks.jsonl` to train on and `held_out.jsonl`, with their tables in `data/`, all levels alike."""
+    with _workers() as pool:
+        for name, first, count in (("tasks", _TRAIN, train), ("held_out", _HELD_OUT, held_out)):
+            tasks: list[Task] = []
+            taken: dict[str, str] = {}
+            with tempfile.TemporaryDirectory() as home:
+                make = partial(_tasks_in, Path(home))
+                for task, root in _first(pool, make, seed * 100_000 + first, 2 * count):
+                    if len(tasks) == count:
+                        break
+                    files = {f"{name}/{file.path}": file.sha256 for file in task.files}
+                    if any(taken.setdefault(path, sha) != sha for path, sha in files.items()):
+                        continue  # two seeds have given a path to unlike tables
+                    tasks.append(task)
+                    for file in task.files:
+                        target = out / "data" / file.path
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(root / file.path, target)
+            TaskPool(tasks, out / "data").save(out / f"{name}.jsonl", with_data=False)
+
+
+def lessons_of(seed: int) -> list[list[Message]]:
+    """Copying, and the code of questions of the narrow levels."""
+    rng = Random(f"proof lessons {seed}")
+    families = [family for family in FAMILIES if family.level not in RARE]
+    lessons = [*question_lessons(seed, families=families), *(copy_lesson(rng) for _ in range(_COPIES))]
+    rng.shuffle(lessons)
+    return lessons
+
+
+def narrow_traces(seed: int) -> list[tuple[str, list[Message]]]:
+    """Of levels easy and medium, and a few of the others."""
+    rng = Random(f"proof traces {seed}")
+    return [(task.level, messages) for task, messages in _traces(seed, lambda task: _is_narrow(task, rng))]
+
+
+def all_traces(seed: int) -> list[tuple[str, list[Message]]]:
+    """Of all levels alike."""
+    return [(task.level, messages) for task, messages in _traces(seed, lambda task: True)]
+
+
+def _is_narrow(task: Task, rng: Random) -> bool:
+    return task.level not in RARE or rng.random() < 0.9 * RARE_SHARE  # of as many as there are others: below the share
+
+
+def _traces(seed: int, keep: Callable[[Task], bool]) -> list[tuple[Task, list[Message]]]:
+    with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):
+        folder = Path(home) / "data"
+        return [(task, trace(task, folder)) for task in _tasks(seed, folder) if keep(task)]
+
+
+def _tasks_in(home: Path, seed: int) -> list[tuple[Task, Path]]:
+    """Tasks whose tables stay, in a folder of the seed's own."""
+    place = home / str(seed)
+    place.mkdir()
+    with contextlib.chdir(place):
+        return [(task, place / "data") for task in _tasks(seed, place / "data")]
+
+
+def _tasks(seed: int, folder: Path) -> list[Task]:
+    import msgspec
+
+    tables = data_sets(Random(f"proof {seed}"), folder, _TABLES)
+    tasks = generate_with_report(tables, folder, _PER_TABLE * len(tables), seed, run_here).tasks
+    return [msgspec.structs.replace(task, id=f"s{seed}-{task.id}") for task in tasks]
+
+
+@contextlib.contextmanager
+def _workers() -> Iterator[Any]:
+    """Forked: a worker starts with pandas loaded, and each has one thread of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas' advice on drafts that are then refused
+        with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+            yield pool
+
+
+def _first(pool: Any, make: Callable[[int], list[Any]], seed: int, count: int) -> Iterator[Any]:
+    """The first `count` items that seeds give, a few seeds at a time: a pool works through all it is given."""
+    width = 2 * len(os.sched_getaffinity(0))
+    items = (
+        item
+        for start in itertools.count(seed, width)
+        for batch in pool.imap(make, range(start, start + width))
+        for item in batch
+    )
+    return itertools.islice(items, count)
+
+
+def _write(file: Any, name: str, rows: Any) -> int:
+    count = 0
+    for messages, tools in rows:
+        count += 1
+        row = {"id": f"{name}-{count}", "messages": messages, "tools": tools}
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count
