@@ -13,7 +13,7 @@ FLOORS = [
     {"interpreters", "models"},
     {"tasksets"},
     {"episode"},
-    {"agent", "env", "scripted", "report"},
+    {"agent", "env", "scripted", "report", "adapters"},
     {"registration", "runfile", "check"},
     {"rollout", "evaluate"},
     {"rayrun", "play"},
@@ -61,3 +61,25 @@ def test_no_room_imports_from_above(path: Path):
 def test_the_fork_server_imports_nothing_else_of_the_package():
     for path in (PACKAGE / "forkserver").glob("*.py"):
         assert imports(path) <= {"forkserver"}, path
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that the file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_reinforcement_learning_stands_on_the_package_alone():
+    """Only its proof uses what SFT has; a worker's process loads nothing of the trainer."""
+    root = PACKAGE.parent / "rl"
+    for path in root.rglob("*.py"):
+        used = {module.split(".")[0] for module in imported(path)}
+        assert "pipeline" not in used and ("sft" not in used or "proof" in path.parts), path
+    assert not {module for module in imported(root / "worker.py") if module.split(".")[0] in ("rl", "torch")}
+    for path in FILES:
+        assert not {module for module in imported(path) if module.split(".")[0] in ("rl", "sft")}, path
