@@ -28,6 +28,7 @@ class Row(msgspec.Struct):
     messages: list[Message] | str
     """As text: JSON."""
     tools: list[dict[str, Any]] | str | None = None
+    """None: the row does not tell, and calls of any tool will do; a list describes all of them."""
     id: str | int | None = None
     question: str | None = None
     dataset: str | None = None
@@ -69,7 +70,7 @@ def read_row(row: bytes | dict[str, Any], where: str, thinking: bool) -> Convers
     try:
         read = _decode(row) if isinstance(row, bytes) else msgspec.convert(without_nulls(row), Row)
         messages = json.loads(read.messages) if isinstance(read.messages, str) else read.messages
-        tools = json.loads(read.tools) if isinstance(read.tools, str) else read.tools or []
+        tools = json.loads(read.tools) if isinstance(read.tools, str) else read.tools
     except (ValueError, msgspec.DecodeError) as error:
         raise DataError(f"{where}: {error}; expected an episode, or a row with messages and tools") from None
     check(messages, tools, where)
@@ -78,7 +79,7 @@ def read_row(row: bytes | dict[str, Any], where: str, thinking: bool) -> Convers
     first_user = next((message.get("content") or "" for message in messages if message["role"] == "user"), "")
     return Conversation(
         messages=messages,
-        tools=tools,
+        tools=tools or [],
         group=read.dataset or read.kaggle_dataset_name or str(read.id or where),
         question=read.question or first_user,
         real=read.provenance != "simulated" and read.executor_type != "llm",
@@ -112,7 +113,7 @@ def check(messages: Any, tools: Any, where: str) -> None:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: messages is empty; expected a conversation")
     try:
-        names = {tool["function"]["name"] for tool in tools}
+        names = None if tools is None else {tool["function"]["name"] for tool in tools}
     except (KeyError, TypeError):
         raise DataError(f"{where}: tools is a list of objects with function.name, got {str(tools)[:100]}") from None
     before = "start"
@@ -146,14 +147,14 @@ def _check_content(message: Message, place: str) -> None:
             raise DataError(f"{place}.{field} holds the control mark {mark[0]}, which would end or begin a turn")
 
 
-def _check_turn(message: Message, names: set[str], place: str) -> None:
+def _check_turn(message: Message, names: set[str] | None, place: str) -> None:
     calls = message.get("tool_calls") or []
     if not calls and not (message.get("content") or "").strip() and not message.get("reasoning_content"):
         raise DataError(f"{place} is an empty turn of the assistant: neither content nor tool_calls")
     for number, call in enumerate(calls):
         function = call.get("function", call) if isinstance(call, dict) else {}
         name = function.get("name") if isinstance(function, dict) else None
-        if name not in names:
+        if names is not None and name not in names:
             known = ", ".join(sorted(names)) or "none"
             raise DataError(f"{place}.tool_calls[{number}].function.name: unknown tool {name!r}; tools has {known}")
         if not isinstance(function.get("arguments"), dict | str):

@@ -46,7 +46,7 @@ CONFIG = {
 """5.1 million parameters: 10 MB in half precision."""
 _COPIES = 300
 """Copying lessons of one seed, about as many as its questions."""
-_FOR_TOKENIZER = 8
+_FOR_TOKENIZER = 4
 """Seeds whose conversations the tokenizer learns from."""
 
 
@@ -74,10 +74,10 @@ def write_data(out: Path, lessons: int, traces: int, seed: int, workers: int) ->
 
         def batches(make: Callable[[int], list[list[Message]]]) -> Iterator[list[list[Message]]]:
             # A few seeds at a time: a pool would work through all it is given, wanted or not.
-            for start in itertools.count(seed * 1_000_000, 4 * workers):
-                yield from pool.imap(make, range(start, start + 4 * workers))
+            for start in itertools.count(seed * 1_000_000, 2 * workers):
+                yield from pool.imap(make, range(start, start + 2 * workers))
 
-        _write(out / "lessons.jsonl", batches(lessons_of), lessons, [], progress)
+        _write(out / "lessons.jsonl", batches(lessons_of), lessons, None, progress)
         _write(out / "traces.jsonl", batches(make_traces), traces, tool_schemas(), progress)
 
 
@@ -108,7 +108,7 @@ def _texts(seed: int) -> Iterator[str]:
     for each in range(seed * 1_000_000 - _FOR_TOKENIZER, seed * 1_000_000):
         for lesson in lessons_of(each):
             yield render(lesson, thinking=False)
-        for trace in make_traces(each, datasets=3):
+        for trace in make_traces(each, datasets=2):
             yield render(trace[1:], thinking=False)
     yield render([trace[0]], tool_schemas()) * 20
 
@@ -117,7 +117,7 @@ def _write(
     path: Path,
     batches: Iterator[list[list[Message]]],
     count: int,
-    tools: list[dict[str, object]],
+    tools: list[dict[str, object]] | None,
     progress: Progress,
 ) -> None:
     """The first `count` conversations as JSON lines."""
