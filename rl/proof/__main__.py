@@ -7,6 +7,7 @@ long. Each stage leaves a file; a run that was ended goes on with the first stag
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -80,16 +81,16 @@ class Proof:
             self.folder / "data", seed=self.seed, lessons=sizes.lessons, traces=sizes.traces, control=sizes.control
         )
 
-    def sft(self) -> dict[str, Any]:
-        """The narrow agent, from random weights."""
-        data = self.folder / "data"
-        self._fine_tune(self.folder / "sft", data / "base", data / "narrow.jsonl", "--from-scratch", "true")
-        return {}
+    def sft(self) -> None:
+        """The narrow agent, from random weights: lessons first, then whole episodes."""
+        data, lessons = self.folder / "data", self.folder / "lessons"
+        self._fine_tune("tiny-agent-lessons", lessons, data / "base", data / "lessons.jsonl")
+        self._fine_tune("tiny-agent", self.folder / "sft", lessons, data / "narrow.jsonl")
 
-    def _fine_tune(self, out: Path, model: Path, data: Path, *more: str) -> None:
-        command = [sys.executable, "-m", "sft.train", "--recipe", str(HERE / "sft.yaml"), "--model", str(model)]
+    def _fine_tune(self, recipe: str, out: Path, model: Path, data: Path, *more: str) -> None:
+        command = [sys.executable, "-m", "sft.train", "--recipe", recipe, "--model", str(model)]
         command += ["--data", str(data), "--output", str(out), "--seed", str(self.seed), *more]
-        subprocess.run(command, cwd=ROOT, check=True)
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": _with_root()}, check=True)
 
     def pack(self) -> int:
         """The checkpoint in half precision as one file; the rest begins from what it holds, so that a run that is
@@ -153,7 +154,10 @@ class Proof:
         seconds = {stage: self._seconds(stage) for stage in ("sft", "grpo")}
         out = self.folder / "control"
         steps = max(1, round(self._sft_steps() * seconds["grpo"] / seconds["sft"]))
-        self._fine_tune(out, self.folder / "sft", self.folder / "data" / "all.jsonl", "--max-steps", str(steps))
+        data = self.folder / "data" / "all.jsonl"
+        # Passes over the data are no limit: seconds are.
+        more = ("--max-steps", str(steps), "--epochs", "1000")
+        self._fine_tune("tiny-agent", out, self.folder / "sft", data, *more)
         return {"steps": steps} | self._evaluate(out, "control")
 
     def _seconds(self, stage: str) -> float:
@@ -161,9 +165,9 @@ class Proof:
         return float(found["seconds"])
 
     def _sft_steps(self) -> int:
-        states = sorted((self.folder / "sft-float32").glob("checkpoint-*/trainer_state.json"))
-        steps: list[int] = [msgspec.json.decode(state.read_bytes())["global_step"] for state in states]
-        return max(steps, default=0)
+        folders = (self.folder / "lessons", self.folder / "sft-float32")
+        states = [state for folder in folders for state in folder.glob("checkpoint-*/trainer_state.json")]
+        return sum(int(msgspec.json.decode(state.read_bytes())["global_step"]) for state in states)
 
     def report(self) -> dict[str, str]:
         """Tables and the picture of the curve."""
@@ -197,6 +201,10 @@ class Proof:
             with open_environments(self.recipe, pool.data_root) as environments:
                 Evaluator(self.recipe, environments).run(model, pool, out, temperature=temperature, samples=samples)
         return list(read_records(out / "episodes.jsonl"))
+
+
+def _with_root() -> str:
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def main(

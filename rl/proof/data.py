@@ -15,7 +15,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -30,6 +31,8 @@ from sft.tiny_agent.lessons import copy_lesson, question_lessons
 from sft.tiny_agent.tables import data_sets
 from sft.tiny_agent.traces import run_here, trace
 
+Trace = tuple[str, list[Message]]
+"""A level and a conversation."""
 RARE = ("hard", "expert")
 RARE_SHARE = 0.02
 _TABLES, _PER_TABLE, _COPIES = 6, 40, 300
@@ -41,7 +44,7 @@ def write_traces(out: Path, *, seed: int, lessons: int, traces: int, control: in
     """Write the architecture and tokenizer, and what SFT and the control learn from.
 
     Args:
-        out: gets `base/`, `narrow.jsonl` (lessons and traces of SFT) and `all.jsonl` (traces of all levels).
+        out: gets `base/`, `lessons.jsonl`, `narrow.jsonl` (traces of SFT) and `all.jsonl` (of all levels).
         lessons: short conversations in copying and in writing code.
         traces: whole conversations, narrow.
         control: whole conversations of all levels, for the SFT that goes on.
@@ -50,19 +53,31 @@ def write_traces(out: Path, *, seed: int, lessons: int, traces: int, control: in
         Traces of each level that SFT sees, and the lessons' number.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_base(out / "base", seed + 1)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     with _workers() as pool:
-        with (out / "narrow.jsonl").open("w") as file:
-            found = _first(pool, lessons_of, seed * 100_000 + _LESSONS, lessons)
-            counts["lessons"] = _write(file, "lesson", ((messages, []) for messages in found))
-            for level, messages in _first(pool, narrow_traces, seed * 100_000 + _LESSONS, traces):
-                counts[level] = counts.get(level, 0) + 1
-                _write(file, f"trace-{sum(counts.values())}", [(messages, tool_schemas())])
-        with (out / "all.jsonl").open("w") as file:
-            found = _first(pool, all_traces, seed * 100_000 + _CONTROL, control)
-            _write(file, "trace", ((messages, tool_schemas()) for _, messages in found))
-    return counts
+        base = pool.apply_async(write_base, (out / "base", seed + 1))
+        found = _first(pool, lessons_of, seed * 100_000 + _LESSONS, lessons)
+        counts["lessons"] = _write(out / "lessons.jsonl", ((messages, None) for messages in found))
+        found = _first(pool, narrow_traces, seed * 100_000 + _LESSONS, 2 * traces)
+        _write(out / "narrow.jsonl", ((messages, tool_schemas()) for messages in _narrow(found, traces, counts)))
+        found = _first(pool, all_traces, seed * 100_000 + _CONTROL, control)
+        _write(out / "all.jsonl", ((messages, tool_schemas()) for _, messages in found))
+        base.get()
+    return dict(counts)
+
+
+def _narrow(traces: Iterable[Trace], limit: int, counts: Counter[str]) -> Iterator[list[Message]]:
+    """So many, counted by level; rare ones only while they stay below their share of what has been given."""
+    given = rare = 0
+    for level, messages in traces:
+        if given == limit:
+            return
+        if level in RARE and rare + 1 > RARE_SHARE * (given + 1):
+            continue
+        given += 1
+        rare += level in RARE
+        counts[level] += 1
+        yield messages
 
 
 def write_pools(out: Path, *, seed: int, train: int, held_out: int) -> None:
@@ -96,19 +111,19 @@ def lessons_of(seed: int) -> list[list[Message]]:
     return lessons
 
 
-def narrow_traces(seed: int) -> list[tuple[str, list[Message]]]:
+def narrow_traces(seed: int) -> list[Trace]:
     """Of levels easy and medium, and a few of the others."""
     rng = Random(f"proof traces {seed}")
     return [(task.level, messages) for task, messages in _traces(seed, lambda task: _is_narrow(task, rng))]
 
 
-def all_traces(seed: int) -> list[tuple[str, list[Message]]]:
+def all_traces(seed: int) -> list[Trace]:
     """Of all levels alike."""
     return [(task.level, messages) for task, messages in _traces(seed, lambda task: True)]
 
 
 def _is_narrow(task: Task, rng: Random) -> bool:
-    return task.level not in RARE or rng.random() < 0.9 * RARE_SHARE  # of as many as there are others: below the share
+    return task.level not in RARE or rng.random() < 2 * RARE_SHARE  # some more than are then let through
 
 
 def _traces(seed: int, keep: Callable[[Task], bool]) -> list[tuple[Task, list[Message]]]:
@@ -154,10 +169,12 @@ def _first(pool: Any, make: Callable[[int], list[Any]], seed: int, count: int) -
     return itertools.islice(items, count)
 
 
-def _write(file: Any, name: str, rows: Any) -> int:
+def _write(path: Path, rows: Iterable[tuple[list[Message], list[dict[str, Any]] | None]]) -> int:
+    """Conversations as JSON lines; how many."""
     count = 0
-    for messages, tools in rows:
-        count += 1
-        row = {"id": f"{name}-{count}", "messages": messages, "tools": tools}
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with path.open("w", encoding="utf-8") as file:
+        for messages, tools in rows:
+            count += 1
+            row = {"id": f"{path.stem}-{count}", "messages": messages, "tools": tools}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return count
