@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test soak test-pythons test-serve test-vllm test-ray lint clean
+.PHONY: help demo test soak test-pythons test-serve test-vllm test-ray proof lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test-serve   a tiny real model behind transformers serve, and in process"
 	@echo "make test-vllm    the same behind vLLM on the CPU (installs 3.5 GB in .venv-vllm)"
 	@echo "make test-ray     a run on a local Ray cluster that loses a node"
+	@echo "make proof SEED=0   a small agent from random weights, by SFT and then GRPO; one GPU, nine minutes"
 	@echo "make lint   ruff and mypy"
 
 $(BIN)/python:
@@ -42,10 +43,10 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/installed-tables
 	$(BIN)/jupyter-env demo
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test,train
 	$(PYTEST) -n auto
 
-soak: $(VENV)/installed-test
+soak: $(VENV)/installed-test,train
 	$(PYTEST) -m soak --timeout 3600
 
 # Environments for kernels of other versions, where these Pythons are installed.
@@ -71,6 +72,12 @@ test-vllm: $(VENV)/installed-test,transformers .venv-vllm/installed
 
 test-ray: $(VENV)/installed-test,ray
 	$(PYTEST) -m ray
+
+# With a CUDA build of torch: an environment of your own, as in `make proof PROOF=python3`.
+SEED ?= 0
+PROOF ?= $(BIN)/python
+proof:
+	$(PROOF) -m rl.proof --seed $(SEED)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -14,9 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 collect_ignore_glob: list[str] = []
 try:
+    import torch
     import trl  # noqa: F401
 except ImportError:
     collect_ignore_glob = ["test_*.py"]
+else:
+    torch.set_num_threads(1)  # the models are too small for more, and other tests run beside
 
 
 @pytest.fixture(scope="session")
