@@ -70,7 +70,7 @@ def ours(pool: TaskPool, tokenizer: Any, cell: str, n: int, rounds: int, folder:
     def open_generator(_trainer: Any) -> BatchGenerator:
         return BatchGenerator(lambda prompts, _: (turns(prompts), None), template.end, turn_tokens=200, slots=n)
 
-    with Environments(pool.data_root, kernel=KernelSettings(parked=n)) as environments:
+    with Environments(pool.data_root, kernel=KernelSettings(parked=n, refill_after_s=1.0)) as environments:
         runner = Runner(environments, template, TokenBudget(turn=200, episode=4000))
         rollouts = Rollouts(pool, recipe, runner, open_generator, Schedule(pool, recipe), folder)
         trainer = SimpleNamespace(state=SimpleNamespace(global_step=0))
@@ -101,7 +101,7 @@ def theirs(pool: TaskPool, tokenizer: Any, model: Path, cell: str, n: int, round
         args=config,
         train_dataset=Dataset.from_list(trl_rows(pool)),
         processing_class=tokenizer,
-        environment_factory=trl_environment(pool, kernel=KernelSettings(parked=n)),
+        environment_factory=trl_environment(pool, kernel=KernelSettings(parked=n, refill_after_s=1.0)),
     )
     turns = dictated(tokenizer, cell)
     trainer._generate_single_turn = lambda prompt_ids, *_, **__: (turns(prompt_ids), None)

@@ -21,6 +21,8 @@ _STRIDE = 8
 """Tokens between two looks at what has ended: a turn's end is noticed up to seven tokens late, which are dropped."""
 _BLOCK = 256
 """Attention reads whole blocks of the cache, as many as the longest conversation needs; each number has its graph."""
+_POSTPONED = 4
+"""Times that reading waits for more to read while others write: reading a few costs as much as reading many."""
 _READ_TOKENS = 1 << 16
 """New tokens read at a time, padding included; bounds the memory of reading prompts."""
 
@@ -102,6 +104,7 @@ class Decoder:
         self._free = list(range(slots))
         self._slot_of: dict[int, int] = {}
         self._new: list[Request] = []
+        self._postponed = 0
         self._turns: dict[int, tuple[int, list[int], list[float]]] = {}  # by slot: conversation, tokens, logprobs
         self.set_temperature(temperature)
         self.sync()
@@ -167,6 +170,10 @@ class Decoder:
 
     def _read(self) -> list[Sampled]:
         """Put new tokens into the cache, and sample the first token of each turn; turns of one token have ended."""
+        if self._turns and len(self._new) < self.slots // 16 and self._postponed < _POSTPONED:
+            self._postponed += 1
+            return []
+        self._postponed = 0
         waiting = sorted(self._new, key=self._unread, reverse=True)
         self._new = []
         while waiting:

@@ -118,7 +118,7 @@ def open_trainer(recipe: Recipe, pool: TaskPool, held_out: TaskPool) -> Iterator
     in_step = needs_step(recipe, place.num_processes)
     kernel = recipe.kernel
     if kernel.parked <= 1:
-        kernel = msgspec.structs.replace(kernel, parked=recipe.episodes // place.num_processes)
+        kernel = msgspec.structs.replace(kernel, parked=recipe.episodes // place.num_processes, refill_after_s=1.0)
     folder = Path(recipe.out)
     engine = Engine(recipe, template, in_step=in_step)
     with Environments(

@@ -42,6 +42,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Episodes of each held-out task at the training temperature."""
     pass_at_tasks: int
     pass_at: int
+    sft: list[str] = []
+    """Further arguments of `sft.train`."""
 
 
 class Proof:
@@ -89,7 +91,7 @@ class Proof:
 
     def _fine_tune(self, recipe: str, out: Path, model: Path, data: Path, *more: str) -> None:
         command = [sys.executable, "-m", "sft.train", "--recipe", recipe, "--model", str(model)]
-        command += ["--data", str(data), "--output", str(out), "--seed", str(self.seed), *more]
+        command += ["--data", str(data), "--output", str(out), "--seed", str(self.seed), *more, *self.sizes.sft]
         subprocess.run(command, env={**os.environ, "PYTHONPATH": _with_root()}, check=True)
 
     def pack(self) -> int:

@@ -28,7 +28,7 @@ def write_report(folder: Path, recipe: Recipe) -> dict[str, str]:
     lines += ["", "| stage | seconds |", "|---|---|", *(f"| {name} | {value:.1f} |" for name, value in seconds.items())]
     steps = _steps(folder / "grpo" / "metrics.jsonl")
     if steps:
-        total = sum(step["step_time"] for step in steps if step.get("step_time"))
+        total = recipe.updates * sum(step["step_time"] for step in steps if step.get("step_time"))
         waited = sum(step["seconds/waiting_for_kernels"] for step in steps)
         generated = sum(step["seconds/generation"] for step in steps)
         lines += [
