@@ -22,8 +22,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
+
 from jupyter_env.action import Message, tool_schemas
-from jupyter_env.task import Task, TaskPool
+from jupyter_env.task import Task, TaskPool, sha256_of
 from jupyter_env.tasksets.families import FAMILIES
 from jupyter_env.tasksets.procedural import generate_with_report
 from sft.tiny_agent.data import write_base
@@ -35,7 +37,9 @@ Trace = tuple[str, list[Message]]
 """A level and a conversation."""
 RARE = ("hard", "expert")
 RARE_SHARE = 0.02
-_TABLES, _PER_TABLE, _COPIES = 6, 40, 300
+_TABLES, _COPIES = 6, 300
+_TRACES_PER_TABLE, _TASKS_PER_TABLE = 40, 10
+"""Making a table costs more than asking about it; what is judged is spread over more of them."""
 _LESSONS, _CONTROL, _TRAIN, _HELD_OUT = (seed * 10_000 for seed in range(1, 5))
 """Where the seeds of each part begin: no two parts share a table."""
 
@@ -82,24 +86,25 @@ def _narrow(traces: Iterable[Trace], limit: int, counts: Counter[str]) -> Iterat
 
 def write_pools(out: Path, *, seed: int, train: int, held_out: int) -> None:
     """Write `tasks.jsonl` to train on and `held_out.jsonl`, with their tables in `data/`, all levels alike."""
-    with _workers() as pool:
-        for name, first, count in (("tasks", _TRAIN, train), ("held_out", _HELD_OUT, held_out)):
-            tasks: list[Task] = []
-            taken: dict[str, str] = {}
-            with tempfile.TemporaryDirectory() as home:
-                make = partial(_tasks_in, Path(home))
-                for task, root in _first(pool, make, seed * 100_000 + first, 2 * count):
-                    if len(tasks) == count:
-                        break
-                    files = {f"{name}/{file.path}": file.sha256 for file in task.files}
-                    if any(taken.setdefault(path, sha) != sha for path, sha in files.items()):
-                        continue  # two seeds have given a path to unlike tables
-                    tasks.append(task)
-                    for file in task.files:
-                        target = out / "data" / file.path
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(root / file.path, target)
-            TaskPool(tasks, out / "data").save(out / f"{name}.jsonl", with_data=False)
+    for name, first, count in (("tasks", _TRAIN, train), ("held_out", _HELD_OUT, held_out)):
+        # The processes end before the folder that they write to.
+        with tempfile.TemporaryDirectory() as home, _workers() as pool:
+            found = _first(pool, partial(_tasks_in, Path(home)), seed * 100_000 + first, 2 * count)
+            tasks = list(itertools.islice(_with_own_tables(found, out / "data"), count))
+        TaskPool(tasks, out / "data").save(out / f"{name}.jsonl", with_data=False)
+
+
+def _with_own_tables(tasks: Iterable[tuple[Task, Path]], data: Path) -> Iterator[Task]:
+    """The tasks whose tables no other has under the same path, after copying those to `data`."""
+    for task, root in tasks:
+        if any((data / file.path).exists() and sha256_of(data / file.path) != file.sha256 for file in task.files):
+            continue
+        for file in task.files:
+            target = data / file.path
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root / file.path, target)
+        yield task
 
 
 def lessons_of(seed: int) -> list[list[Message]]:
@@ -129,7 +134,7 @@ def _is_narrow(task: Task, rng: Random) -> bool:
 def _traces(seed: int, keep: Callable[[Task], bool]) -> list[tuple[Task, list[Message]]]:
     with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):
         folder = Path(home) / "data"
-        return [(task, trace(task, folder)) for task in _tasks(seed, folder) if keep(task)]
+        return [(task, trace(task, folder)) for task in _tasks(seed, folder, _TRACES_PER_TABLE) if keep(task)]
 
 
 def _tasks_in(home: Path, seed: int) -> list[tuple[Task, Path]]:
@@ -137,14 +142,12 @@ def _tasks_in(home: Path, seed: int) -> list[tuple[Task, Path]]:
     place = home / str(seed)
     place.mkdir()
     with contextlib.chdir(place):
-        return [(task, place / "data") for task in _tasks(seed, place / "data")]
+        return [(task, place / "data") for task in _tasks(seed, place / "data", _TASKS_PER_TABLE)]
 
 
-def _tasks(seed: int, folder: Path) -> list[Task]:
-    import msgspec
-
+def _tasks(seed: int, folder: Path, per_table: int) -> list[Task]:
     tables = data_sets(Random(f"proof {seed}"), folder, _TABLES)
-    tasks = generate_with_report(tables, folder, _PER_TABLE * len(tables), seed, run_here).tasks
+    tasks = generate_with_report(tables, folder, per_table * len(tables), seed, run_here).tasks
     return [msgspec.structs.replace(task, id=f"s{seed}-{task.id}") for task in tasks]
 
 
