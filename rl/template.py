@@ -33,6 +33,9 @@ class Template:
         self._options = options or {}
         if getattr(tokenizer, "chat_template", None) is None:
             raise ModelSetupError(f"{tokenizer.name_or_path} has no chat template; train it for conversations first")
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelSetupError(f"{tokenizer.name_or_path} has no fast tokenizer; expected a tokenizer.json")
+        self._backend = tokenizer.backend_tokenizer  # without transformers' checks, which take most of the time
         self.end: int = tokenizer.eos_token_id
         """The token that ends a turn."""
         self._ends = tokenizer.decode([self.end])
@@ -58,7 +61,7 @@ class Template:
     def text(self, sampled: list[int]) -> str:
         """A turn as text, without its end token."""
         tokens = sampled[:-1] if sampled and sampled[-1] == self.end else sampled
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self._backend.decode(tokens, skip_special_tokens=False)
         return text
 
     def _render(self, messages: list[Message]) -> str:
@@ -68,7 +71,7 @@ class Template:
         return text
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def _between(self, role: str) -> tuple[str, str]:
