@@ -12,17 +12,20 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 
-from jupyter_env.episode import EpisodeRecord
-from jupyter_env.rollout import read_records
 from jupyter_env.task import TaskPool
 from rl.recipe import Recipe, read_recipe
+
+if TYPE_CHECKING:  # it loads torch
+    from rl.proof.evaluation import Evaluator
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -129,10 +132,11 @@ class Proof:
         """What SFT has reached, and whether GRPO has anything to sharpen."""
         from rl.proof.evaluation import mean_pass_at
 
-        found = self._evaluate(self.folder / "sft", "before")
-        some = self._pool("held_out").sample(self.sizes.pass_at_tasks, self.seed)
-        records = self._episodes(self.folder / "sft", some, "before/many", 1.0, self.sizes.pass_at)
         k = self.sizes.pass_at
+        some = self._pool("held_out").sample(self.sizes.pass_at_tasks, self.seed)
+        with self._evaluator() as evaluator:
+            found = self._evaluate(evaluator, self.folder / "sft", "before")
+            records = evaluator.run(self.folder / "sft", some, self.folder / "before/many", temperature=1.0, samples=k)
         for level in ("easy", "medium", "hard", "expert"):
             of_level = [record for record in records if record.level == level]
             found[f"pass@{k} {level}"] = f"{mean_pass_at(of_level, k):.1%}"
@@ -149,7 +153,8 @@ class Proof:
 
     def after(self) -> dict[str, Any]:
         """What GRPO has reached."""
-        return self._evaluate(self.folder / "grpo" / "model", "after")
+        with self._evaluator() as evaluator:
+            return self._evaluate(evaluator, self.folder / "grpo" / "model", "after")
 
     def control(self) -> dict[str, Any]:
         """SFT that goes on over all levels, for as many seconds as GRPO took."""
@@ -160,7 +165,8 @@ class Proof:
         # Passes over the data are no limit: seconds are.
         more = ("--max-steps", str(steps), "--epochs", "1000")
         self._fine_tune("tiny-agent", out, self.folder / "sft", data, *more)
-        return {"steps": steps} | self._evaluate(out, "control")
+        with self._evaluator() as evaluator:
+            return {"steps": steps} | self._evaluate(evaluator, out, "control")
 
     def _seconds(self, stage: str) -> float:
         found: dict[str, Any] = msgspec.json.decode((self.folder / f"{stage}.json").read_bytes())
@@ -177,32 +183,26 @@ class Proof:
 
         return write_report(self.folder, self.recipe)
 
-    def _evaluate(self, model: Path, name: str) -> dict[str, Any]:
+    @contextmanager
+    def _evaluator(self) -> Iterator[Evaluator]:
+        from rl.proof.evaluation import Evaluator, open_environments
+
+        root = self._pool("held_out").data_root
+        assert root is not None
+        with open_environments(self.recipe, root) as environments:
+            yield Evaluator(self.recipe, environments)
+
+    def _evaluate(self, evaluator: Evaluator, model: Path, name: str) -> dict[str, Any]:
         """Sampled and greedy on the held-out tasks."""
         from rl.proof.evaluation import rates
 
         found: dict[str, Any] = {}
-        held_out = self._pool("held_out")
-        for kind, temperature, samples in (
-            ("sampled", self.recipe.temperature, self.sizes.sampled),
-            ("greedy", 0.0, 1),
-        ):
-            records = self._episodes(model, held_out, f"{name}/{kind}", temperature, samples)
+        sampled = (self.recipe.temperature, self.sizes.sampled)
+        for kind, (temperature, samples) in (("sampled", sampled), ("greedy", (0.0, 1))):
+            out = self.folder / name / kind
+            records = evaluator.run(model, self._pool("held_out"), out, temperature=temperature, samples=samples)
             found |= {f"{kind} {part}": str(value) for part, value in rates(records).items()}
         return found
-
-    def _episodes(
-        self, model: Path, pool: TaskPool, name: str, temperature: float, samples: int
-    ) -> list[EpisodeRecord]:
-        """Of a checkpoint, run now or before."""
-        from rl.proof.evaluation import Evaluator, open_environments
-
-        out = self.folder / name
-        if not (out / "episodes.jsonl").is_file():
-            assert pool.data_root is not None
-            with open_environments(self.recipe, pool.data_root) as environments:
-                Evaluator(self.recipe, environments).run(model, pool, out, temperature=temperature, samples=samples)
-        return list(read_records(out / "episodes.jsonl"))
 
 
 def _with_root() -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jupyter_env.action import tool_schemas
 from jupyter_env.agent import agent_settings
@@ -65,9 +67,6 @@ class Evaluator:
         self, model: Path, pool: TaskPool, out: Path, *, temperature: float, samples: int = 1, agent: str = "sampled"
     ) -> list[EpisodeRecord]:
         """Episodes of a checkpoint on each task; written to `out/episodes.jsonl` too."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         device = "cuda" if torch.cuda.is_available() else "cpu"
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
         template = Template(
