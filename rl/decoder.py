@@ -273,7 +273,7 @@ class Decoder:
                 self._decode(reach)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
             self._decode(reach)
         self._tokens.copy_(kept[0])
         self._positions.copy_(kept[1])
