@@ -1,5 +1,6 @@
 """The tests of reinforcement learning need torch, transformers and trl (extra `train`), and skip without them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,18 @@ else:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that has learned one episode by heart (`tests/tiny_model.py`)."""
-    folder = tmp_path_factory.mktemp("tiny")
-    subprocess.run([sys.executable, str(ROOT / "tests" / "tiny_model.py"), str(folder)], check=True)
+def tiny(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A tiny model that has learned one episode by heart (`tests/tiny_model.py`); made once for all test processes."""
+    from filelock import FileLock
+
+    home = tmp_path_factory.getbasetemp()
+    home = home if worker_id == "master" else home.parent
+    folder = home / "tiny-model"
+    with FileLock(home / "tiny-model.lock"):
+        if not (folder / "tokenizer.json").exists():
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            script = str(ROOT / "tests" / "tiny_model.py")
+            subprocess.run([sys.executable, script, str(folder)], check=True, env=environment)
     return folder
 
 
