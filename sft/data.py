@@ -188,6 +188,21 @@ def tokenise(names: list[str], tokenizer: PreTrainedTokenizerFast, recipe: Recip
     return documents, report
 
 
+def encoded(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and masks of the recipe's documents one after another, in this process.
+
+    Raises:
+        DataError: a malformed row.
+    """
+    _begin(tokenizer, recipe)
+    for source in sources(recipe.data):
+        for chunk in read_chunks(source, recipe.split):
+            chosen = _choose(chunk)
+            if chosen.errors and recipe.bad_rows == "stop":
+                raise DataError(chosen.errors[0])
+            yield from (chosen.documents[index] for index in range(len(chosen.documents)))
+
+
 def _in_parallel(
     chunks: Iterable[Chunk], tokenizer: PreTrainedTokenizerFast, recipe: Recipe
 ) -> Iterator[tuple[int, Chosen]]:

@@ -3,7 +3,7 @@
     accelerate launch sft/train.py --recipe tiny
     accelerate launch sft/train.py --recipe qwen3-4b --data runs/teacher --output runs/sft-4b
     accelerate launch --config-file sft/accelerate/fsdp2.yaml sft/train.py --recipe qwen3-4b --data runs/teacher
-    python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --gpus 8
+    python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --launch sft/accelerate/zero3.yaml
 
 Every field of a recipe can be given on the command line; `--help` lists them.
 """
@@ -21,23 +21,31 @@ from typing import Any
 
 import msgspec
 
-from sft.recipe import Recipe, RecipeError, parse_arguments
+from sft.recipe import Recipe, RecipeError, add_arguments, recipe_of
+
+EXAMPLES = """examples:
+  accelerate launch sft/train.py --recipe tiny
+  accelerate launch --config-file sft/accelerate/fsdp2.yaml sft/train.py --recipe qwen3-4b --data runs/teacher
+  python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --launch sft/accelerate/zero3.yaml
+"""
 
 
 def main(arguments: list[str]) -> int:
     """Train as the command line says; 2 for what the user can mend."""
-    try:
-        given, recipe = parse_arguments(arguments)
-    except RecipeError as error:
-        print(error, file=sys.stderr)
-        return 2
+    parser = add_arguments("sft/train.py", "Fine-tune a model on traces.", EXAMPLES)
+    parser.add_argument("--dry-run", action="store_true", help="resolve everything, train nothing, say what it takes")
+    parser.add_argument("--launch", type=Path, help="accelerate's configuration, for the dry run")
+    parser.add_argument("--gpus", type=int, help="for the dry run, in place of the configuration's")
+    parser.add_argument("--gpu-tflops", type=float, help="that a GPU reaches, for the dry run's hours")
+    given = parser.parse_args(arguments)
     from sft.conversations import DataError
 
     try:
+        recipe = recipe_of(given)
         if given.dry_run:
-            from sft.dry_run import dry_run
+            from sft.dry_run import dry_run, read_launch
 
-            dry_run(recipe, gpus=given.gpus, gpu_tflops=given.gpu_tflops)
+            dry_run(recipe, read_launch(given.launch, given.gpus), given.gpu_tflops)
         else:
             train(recipe)
     except (RecipeError, DataError) as error:
