@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run as a file: its folder must not stand where 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import hashlib
+import shutil
 from typing import Any
 
 import msgspec
@@ -71,6 +72,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     state = PartialState()
     set_seed(recipe.seed)
     config, tokenizer = load_config(recipe)
+    check_disk(recipe, speed.parameter_count(config))
     with state.main_process_first():  # the others find its work done
         train_documents, held_out, report = prepare(recipe, tokenizer)
     if state.is_main_process:
@@ -88,12 +90,34 @@ def train(recipe: Recipe) -> dict[str, float]:
         resume = last_checkpoint(Path(recipe.output))
         if resume is None:
             raise RecipeError(f"resume: {recipe.output} holds no checkpoint")
-    output = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trainer.save_model(recipe.output)
+    try:
+        output = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.save_model(recipe.output)
+    except OSError as error:
+        last = last_checkpoint(Path(recipe.output))
+        advice = f"make room and go on with {last} (--resume last)" if last else "there is no checkpoint to go on with"
+        raise RecipeError(f"writing to {recipe.output} failed: {error}; {advice}") from error
     state.print(f"saved {recipe.output}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return dict(output.metrics)
+
+
+def check_disk(recipe: Recipe, parameters: int) -> None:
+    """Refuse to start where not even one checkpoint would fit: weights and two moments in float32.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    folder = Path(recipe.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = (4 + 12) * parameters if not recipe.lora_rank else 0
+    free = shutil.disk_usage(folder)[2]
+    if free < needed:
+        raise RecipeError(
+            f"{folder} has {free / 1e9:.1f} GB free, a checkpoint takes {needed / 1e9:.1f} GB with the model that is "
+            "saved at the end, and a second while it replaces the first: name another --output"
+        )
 
 
 def load_config(recipe: Recipe) -> tuple[Any, Any]:
