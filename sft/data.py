@@ -7,7 +7,7 @@ import itertools
 import multiprocessing
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
     source: str
     first: int
     """Number of the first row, from 1."""
-    rows: list[bytes] | list[dict[str, Any]]
+    rows: Sequence[bytes | dict[str, Any]]
 
 
 class Chosen(NamedTuple):

@@ -47,6 +47,7 @@ class TraceTrainer(SFTTrainer):
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        self.control: Any
         self._recipe, self._speed = recipe, speed
         self._documents, self._held_out = train, held_out
         ids, _ = train[0]
