@@ -1,5 +1,7 @@
 """Training's tokens are those of `render`, TRL's template and the saved checkpoint; trained is what was written."""
 
+import json
+import urllib.request
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 trl = pytest.importorskip("trl", reason="needs the extra `train`")
 
+from serving import VLLM, serving  # noqa: E402
 from shapes import RUN, SHAPES, TOOLS  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 from trl import chat_template_utils  # noqa: E402
@@ -90,6 +93,7 @@ def test_the_saved_tokenizer_renders_what_was_trained_and_reads_its_replies(orig
 def test_grpo_with_tools_takes_the_saved_tokenizer(original, tmp_path):
     from datasets import Dataset
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import get_json_schema
     from trl import GRPOConfig, GRPOTrainer
 
     def execute_code(code: str) -> str:
@@ -116,16 +120,21 @@ def test_grpo_with_tools_takes_the_saved_tokenizer(original, tmp_path):
         processing_class=AutoTokenizer.from_pretrained(tmp_path),
         tools=[execute_code],
     )
-    assert trainer.tools
+    prompts = trainer._tokenize_prompts([SHAPES["tools"][:2]])[0]
+    saved = prepare_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
+    row = {"messages": SHAPES["tools"][:4], "tools": [get_json_schema(execute_code)]}
+    trained, _ = Encoder(saved)([read_row(row, "row", True)])[0]
+            for index, message in enumerate(given.messages):
+                if message["role"] == "assistant":
+                    asked = served_ids(url, str(tmp_path / "model"), given.messages[:index])
+                    assert asked == ids.tolist()[: len(asked)], (shape, index)
 
 
-def test_tokenizers_that_cannot_be_trained_with_are_refused(original):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
-    with pytest.raises(DataError, match=r"no token <\|im_start\|>"):
-        prepare_tokenizer(bare)
-    original.chat_template = "{{ messages }}"
-    with pytest.raises(DataError, match="template"):
-        prepare_tokenizer(original)
+def served_ids(url: str, model: str, messages: list[dict[str, Any]]) -> list[int]:
+    """Of the prompt that the server would answer."""
+    body = {"model": model, "messages": messages, "tools": TOOLS, "add_generation_prompt": True}
+    request = urllib.request.Request(
+        url.removesuffix("/v1") + "/tokenize", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return list(json.load(reply)["tokens"])
