@@ -124,6 +124,37 @@ def test_grpo_with_tools_takes_the_saved_tokenizer(original, tmp_path):
     saved = prepare_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
     row = {"messages": SHAPES["tools"][:4], "tools": [get_json_schema(execute_code)]}
     trained, _ = Encoder(saved)([read_row(row, "row", True)])[0]
+    assert prompts[0] == trained.tolist()[: len(prompts[0])]
+
+
+def test_tokenizers_that_cannot_be_trained_with_are_refused(original):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    with pytest.raises(DataError, match=r"no token <\|im_start\|>"):
+        prepare_tokenizer(bare)
+    original.chat_template = "{{ messages }}"
+    with pytest.raises(DataError, match="template"):
+        prepare_tokenizer(original)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("thinking", [True, False])
+def test_vllms_chat_endpoint_sees_the_tokens_of_training(original, tmp_path, thinking):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not VLLM.exists():
+        pytest.skip("no vLLM; `make test-vllm` installs it")
+    tokenizer = prepare_tokenizer(original)
+    tokenizer.save_pretrained(tmp_path / "model")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY)).save_pretrained(tmp_path / "model")
+    command = [str(VLLM), "serve", str(tmp_path / "model"), "--enforce-eager", "--max-model-len", "4096"]
+    with serving(command, tmp_path / "log", "/health") as url:
+        for shape, messages in SHAPES.items():
+            given = conversation(messages, thinking)
+            ids, _ = Encoder(tokenizer)([given])[0]
             for index, message in enumerate(given.messages):
                 if message["role"] == "assistant":
                     asked = served_ids(url, str(tmp_path / "model"), given.messages[:index])
