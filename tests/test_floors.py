@@ -63,6 +63,43 @@ def test_the_fork_server_imports_nothing_else_of_the_package():
         assert imports(path) <= {"forkserver"}, path
 
 
+SFT = PACKAGE.parent / "sft"
+SFT_FLOORS = [
+    {"recipe"},
+    {"conversations", "documents", "noise", "attention"},
+    {"template", "layout", "speed"},
+    {"data", "meter"},
+    {"report", "trainer"},
+    {"train"},
+    {"dry_run", "show"},
+]
+SFT_DOORWAY = ("train", "dry_run")
+"""`--dry-run` of the same script, imported when it is asked for."""
+
+
+def sft_floor(name: str) -> int:
+    return next(n for n, rooms in enumerate(SFT_FLOORS) if name in rooms)
+
+
+@pytest.mark.parametrize("path", sorted(SFT.glob("[a-z]*.py")), ids=lambda path: path.name)
+def test_fine_tuning_stands_on_the_package_and_its_own_floors(path: Path):
+    own = path.stem
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sft":
+            others = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            for other in others:
+                assert (own, other) == SFT_DOORWAY or sft_floor(other) < sft_floor(own), f"{path} imports sft.{other}"
+    assert not any("pipeline" in str(name) for name in imports(path))
+
+
+def test_nothing_of_the_package_imports_fine_tuning():
+    for path in FILES:
+        modules = [
+            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        ]
+        assert not any(module.split(".")[0] == "sft" for module in modules), path
+
+
 def imported(path: Path) -> set[str]:
     """Modules that the file imports, anywhere in it."""
     found = set()

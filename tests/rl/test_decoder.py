@@ -1,5 +1,6 @@
 """The decoder against transformers: the same tokens and log-probabilities, whatever else is in the batch."""
 
+import copy
 import random
 
 import pytest
@@ -80,6 +81,25 @@ def test_turns_are_those_of_transformers(model: Qwen3ForCausalLM) -> None:
             assert turn.logprobs is not None
             assert turn.logprobs == pytest.approx(logprobs(model, whole, len(turn.ids)), abs=1e-4)
             talks[number] = whole + [rng.randrange(2, 300) for _ in range(rng.randrange(1, 60))]
+
+
+@pytest.mark.gpu
+def test_turns_on_a_gpu_are_those_on_a_cpu(model: Qwen3ForCausalLM) -> None:
+    """CUDA graphs at several lengths of the cache, in float32: greedy tokens and their log-probabilities."""
+    rng = random.Random(1)
+    here = Decoder(model, END, slots=4, context=1200, turn_tokens=40, temperature=0.0)
+    there = Decoder(copy.deepcopy(model).cuda(), END, slots=4, context=1200, turn_tokens=40, temperature=0.0,
+                    dtype=torch.float32)  # fmt: skip
+    talks = {n: [rng.randrange(2, 300) for _ in range(length)] for n, length in enumerate((3, 240, 500, 700))}
+    for _ in range(3):
+        for decoder in (here, there):
+            for number, ids in talks.items():
+                decoder.submit(Request(number, list(ids)))
+        wanted, found = ended(here, len(talks)), ended(there, len(talks))
+        for number in talks:
+            assert found[number].ids == wanted[number].ids
+            assert found[number].logprobs == pytest.approx(wanted[number].logprobs, abs=1e-3)
+            talks[number] += wanted[number].ids + [rng.randrange(2, 300) for _ in range(20)]
 
 
 def test_places_are_used_again_and_new_weights_taken_over(model: Qwen3ForCausalLM) -> None:

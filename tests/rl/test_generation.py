@@ -10,6 +10,7 @@ from jupyter_env.chat import ModelUnavailable
 from rl.generation import BatchGenerator, Request, by_continuous_batching, by_transformers, by_vllm
 
 
+@pytest.mark.serve
 def test_transformers_both_ways_of_generating_agree(tiny: Path) -> None:
     """Prompts of unlike lengths, whose turns end at unlike times, come back in their order."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
