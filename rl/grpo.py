@@ -39,10 +39,13 @@ def train(recipe: Recipe, pool: TaskPool, held_out: TaskPool, *, resume: bool = 
         RecipeError, ModelSetupError: it cannot run as it is set up.
         InfrastructureError: the machine failed every episode of a step.
     """
+    from accelerate import PartialState
+
     from rl.callbacks import EndInOrder, err
 
     folder = Path(recipe.out)
     checkpoint = _claim(folder, recipe, resume=resume)
+    PartialState().wait_for_everyone()  # before any process writes what another would take for an earlier run's
     end = EndInOrder()
     with open_trainer(recipe, pool, held_out) as trainer:
         trainer.add_callback(end)
@@ -64,8 +67,10 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool) -> Path | None:
     from transformers.trainer_utils import get_last_checkpoint
 
     path = folder / "recipe.yaml"
+    # A recipe alone is of a run that never began: nothing of it is lost, and other processes of this run write it too.
+    began = any((folder / name).exists() for name in ("metrics.jsonl", "episodes", "checkpoints"))
     last = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
-    if path.exists():
+    if began:
         if not resume:
             raise RecipeError(f"{folder} holds a run already; go on with it with --resume, or give another out=FOLDER")
         found = msgspec.yaml.decode(path.read_bytes(), type=Recipe)

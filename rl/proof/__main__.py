@@ -148,7 +148,7 @@ class Proof:
         from rl.tasks import load_pools
 
         pool, held_out = load_pools(self.recipe)
-        if train(self.recipe, pool, held_out, resume=(self.folder / "grpo" / "recipe.yaml").exists()) is None:
+        if train(self.recipe, pool, held_out, resume=(self.folder / "grpo" / "metrics.jsonl").exists()) is None:
             raise SystemExit(143)
 
     def after(self) -> dict[str, Any]:
