@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test soak test-pythons test-serve test-vllm test-ray lint clean
+.PHONY: help demo test soak test-pythons test-serve test-vllm test-ray test-gpu test-deepspeed test-extras proof lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,10 @@ help:
 	@echo "make test-serve   a tiny real model behind transformers serve, and in process"
 	@echo "make test-vllm    the same behind vLLM on the CPU (installs 3.5 GB in .venv-vllm)"
 	@echo "make test-ray     a run on a local Ray cluster that loses a node"
+	@echo "make test-deepspeed   fine-tuning in two processes under DeepSpeed ZeRO-2 and ZeRO-3, on the CPU"
+	@echo "make test-gpu     what needs a CUDA device"
+	@echo "make test-extras  the pinned sets of the extras resolve"
+	@echo "make proof SEED=0   a small agent from random weights, by SFT and then GRPO; one GPU, nine minutes"
 	@echo "make lint   ruff and mypy"
 
 $(BIN)/python:
@@ -42,10 +46,10 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/installed-agent,tables
 	$(BIN)/jupyter-env demo
 
-test: $(VENV)/installed-test
-	$(PYTEST) -n auto
+test: $(VENV)/installed-test,train
+	OMP_NUM_THREADS=1 $(PYTEST) -n auto
 
-soak: $(VENV)/installed-test
+soak: $(VENV)/installed-test,train
 	$(PYTEST) -m soak --timeout 3600
 
 # Environments for kernels of other versions, where these Pythons are installed.
@@ -63,7 +67,7 @@ KERNEL_PACKAGES := numpy pandas matplotlib
 test-pythons: $(VENV)/installed-test .venv-ipykernel6/installed .venv-3.12/installed .venv-3.13/installed
 	$(PYTEST) -m pythons
 
-test-serve: $(VENV)/installed-test,transformers
+test-serve: $(VENV)/installed-test,transformers,train
 	$(PYTEST) -m serve
 
 test-vllm: $(VENV)/installed-test,transformers .venv-vllm/installed
@@ -71,6 +75,26 @@ test-vllm: $(VENV)/installed-test,transformers .venv-vllm/installed
 
 test-ray: $(VENV)/installed-test,ray
 	$(PYTEST) -m ray
+
+test-deepspeed: $(VENV)/installed-test,train,deepspeed
+	$(PYTEST) -m deepspeed --timeout 900
+
+# Uses the torch that is installed: constraints/cpu.txt would take its place.
+test-gpu:
+	$(PYTHON) -m pytest -m gpu
+
+# Each extra's pins beside the others it is used with, resolved and not installed; vLLM pins its torch itself.
+EXTRAS := tables,datasets,models pipeline,pipeline-bench ray transformers train train,transformers,models train,deepspeed
+test-extras: $(BIN)/python
+	@for set in $(EXTRAS); do echo "extras $$set"; $(BIN)/python -m pip install --quiet --dry-run --ignore-installed \
+	  --constraint constraints/cpu.txt ".[$$set]" || exit 1; done
+	@echo "extra vllm"; $(BIN)/python -m pip install --quiet --dry-run --ignore-installed '.[vllm]'
+
+# With a CUDA build of torch: an environment of your own, as in `make proof PROOF=python3`.
+SEED ?= 0
+PROOF ?= $(BIN)/python
+proof:
+	$(PROOF) -m rl.proof --seed $(SEED)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

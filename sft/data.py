@@ -7,7 +7,7 @@ import itertools
 import multiprocessing
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
     source: str
     first: int
     """Number of the first row, from 1."""
-    rows: list[bytes] | list[dict[str, Any]]
+    rows: Sequence[bytes | dict[str, Any]]
 
 
 class Chosen(NamedTuple):
@@ -186,6 +186,21 @@ def tokenise(names: list[str], tokenizer: PreTrainedTokenizerFast, recipe: Recip
         why = ", ".join(f"{reason}: {count:,}" for reason, count in report.dropped.items())
         raise DataError(f"no document of {report.rows:,} rows in {', '.join(names)} is left ({why or 'no rows'})")
     return documents, report
+
+
+def encoded(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and masks of the recipe's documents one after another, in this process.
+
+    Raises:
+        DataError: a malformed row.
+    """
+    _begin(tokenizer, recipe)
+    for source in sources(recipe.data):
+        for chunk in read_chunks(source, recipe.split):
+            chosen = _choose(chunk)
+            if chosen.errors and recipe.bad_rows == "stop":
+                raise DataError(chosen.errors[0])
+            yield from (chosen.documents[index] for index in range(len(chosen.documents)))
 
 
 def _in_parallel(

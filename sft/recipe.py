@@ -7,7 +7,6 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,6 +105,7 @@ def read_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
         path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
         try:
             fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            fields = {field: _beside(path, value) for field, value in fields.items()}
         except OSError as error:
             known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
             raise RecipeError(f"no recipe {name!r} ({error}); there are {known}, or give a .yaml file") from None
@@ -125,25 +125,22 @@ def read_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
         raise RecipeError(f"recipe {name}: {error}") from None
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
-    """The command line of `sft/train.py`: `--recipe`, `--dry-run`, and every field of a recipe.
+def _beside(recipe: Path, value: Any) -> Any:
+    """Paths that begin with ./ are beside the recipe's file."""
+    if isinstance(value, list):
+        return [_beside(recipe, part) for part in value]
+    return str(recipe.parent / value) if isinstance(value, str) and value.startswith("./") else value
 
-    Raises:
-        RecipeError: as `read_recipe`.
-    """
+
+def add_arguments(program: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser that takes `--recipe` and every field of a recipe."""
     parser = argparse.ArgumentParser(
-        prog="sft/train.py",
+        prog=program,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune a model on traces.",
-        epilog="examples:\n"
-        "  accelerate launch sft/train.py --recipe tiny\n"
-        "  accelerate launch --config-file sft/accelerate/fsdp2.yaml sft/train.py --recipe qwen3-4b\n"
-        "  python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --gpus 8",
+        description=description,
+        epilog=examples,
     )
     parser.add_argument("--recipe", help="a name in sft/recipes, or a .yaml file")
-    parser.add_argument("--dry-run", action="store_true", help="resolve everything, train nothing, say what it takes")
-    parser.add_argument("--gpus", type=int, default=None, help="of the dry run's estimate; default: those here")
-    parser.add_argument("--gpu-tflops", type=float, default=None, help="a GPU reaches, for the dry run; default 450")
     group = parser.add_argument_group("fields of the recipe")
     for field in FIELDS.values():
         group.add_argument(
@@ -153,9 +150,17 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Recip
             help=_description(field).replace("%", "%%"),
             default=argparse.SUPPRESS,
         )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def recipe_of(given: argparse.Namespace) -> Recipe:
+    """The recipe of a parsed command line.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+    """
     texts = {name.removeprefix("field_"): text for name, text in vars(given).items() if name.startswith("field_")}
-    return given, read_recipe(given.recipe, {name: _value(name, text) for name, text in texts.items()})
+    return read_recipe(given.recipe, {name: _value(name, text) for name, text in texts.items()})
 
 
 def _value(field: str, text: str) -> Any:

@@ -36,16 +36,14 @@ def choose(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> Sp
     on_gpu = device.type == "cuda"
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu)
     if recipe.speed == "plain":
-        keep = 0 if on_gpu else sys.maxsize
-        return Speed(False, False, bool(recipe.compile), False, bf16, recipe.keep_tokens or keep, "asked for")
+        fits = 0 if on_gpu else sys.maxsize  # TRL recomputes all
+        return Speed(False, False, bool(recipe.compile), False, bf16, recipe.keep_tokens or fits, "asked for")
     varlen = bf16 and attention.can_use(device)
     compiled = varlen if recipe.compile is None else recipe.compile
     liger = on_gpu and not compiled and config.model_type == "qwen3" and _has("liger_kernel")
-    keep = recipe.keep_tokens
-    if keep is None:
-        keep = _tokens_that_fit(config, device) if on_gpu else sys.maxsize
+    fits = _tokens_that_fit(config, device) if on_gpu else sys.maxsize
     why = f"{'CUDA' if on_gpu else 'no GPU'}, {'bf16' if bf16 else 'fp32'}"
-    return Speed(True, varlen, compiled, liger, bf16, keep, why)
+    return Speed(True, varlen, compiled, liger, bf16, fits if recipe.keep_tokens is None else recipe.keep_tokens, why)
 
 
 def apply(speed: Speed, model: PreTrainedModel) -> None:

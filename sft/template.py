@@ -37,8 +37,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     tokenizer = copy.deepcopy(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(f"the tokenizer {tokenizer.name_or_path} is no fast one; expected a tokenizer.json")
+    vocabulary = tokenizer.get_vocab()
     for token in (*MARKS, *TAGS):
-        if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
+        if token not in vocabulary or len(tokenizer.encode(token, add_special_tokens=False)) != 1:
             raise DataError(
                 f"the tokenizer {tokenizer.name_or_path} has no token {token}; expected Qwen3's special tokens, "
                 f"{', '.join((*MARKS, *TAGS))}"

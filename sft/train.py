@@ -3,7 +3,7 @@
     accelerate launch sft/train.py --recipe tiny
     accelerate launch sft/train.py --recipe qwen3-4b --data runs/teacher --output runs/sft-4b
     accelerate launch --config-file sft/accelerate/fsdp2.yaml sft/train.py --recipe qwen3-4b --data runs/teacher
-    python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --gpus 8
+    python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --launch sft/accelerate/zero3.yaml
 
 Every field of a recipe can be given on the command line; `--help` lists them.
 """
@@ -17,27 +17,36 @@ if __package__ in (None, ""):  # run as a file: its folder must not stand where 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import hashlib
+import shutil
 from typing import Any
 
 import msgspec
 
-from sft.recipe import Recipe, RecipeError, parse_arguments
+from sft.recipe import Recipe, RecipeError, add_arguments, recipe_of
+
+EXAMPLES = """examples:
+  accelerate launch sft/train.py --recipe tiny
+  accelerate launch --config-file sft/accelerate/fsdp2.yaml sft/train.py --recipe qwen3-4b --data runs/teacher
+  python sft/train.py --recipe qwen3-4b --data runs/teacher --dry-run --launch sft/accelerate/zero3.yaml
+"""
 
 
 def main(arguments: list[str]) -> int:
     """Train as the command line says; 2 for what the user can mend."""
-    try:
-        given, recipe = parse_arguments(arguments)
-    except RecipeError as error:
-        print(error, file=sys.stderr)
-        return 2
+    parser = add_arguments("sft/train.py", "Fine-tune a model on traces.", EXAMPLES)
+    parser.add_argument("--dry-run", action="store_true", help="resolve everything, train nothing, say what it takes")
+    parser.add_argument("--launch", type=Path, help="accelerate's configuration, for the dry run")
+    parser.add_argument("--gpus", type=int, help="for the dry run, in place of the configuration's")
+    parser.add_argument("--gpu-tflops", type=float, help="that a GPU reaches, for the dry run's hours")
+    given = parser.parse_args(arguments)
     from sft.conversations import DataError
 
     try:
+        recipe = recipe_of(given)
         if given.dry_run:
-            from sft.dry_run import dry_run
+            from sft.dry_run import dry_run, read_launch
 
-            dry_run(recipe, gpus=given.gpus, gpu_tflops=given.gpu_tflops)
+            dry_run(recipe, read_launch(given.launch, given.gpus), given.gpu_tflops)
         else:
             train(recipe)
     except (RecipeError, DataError) as error:
@@ -63,6 +72,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     state = PartialState()
     set_seed(recipe.seed)
     config, tokenizer = load_config(recipe)
+    check_disk(recipe, speed.parameter_count(config))
     with state.main_process_first():  # the others find its work done
         train_documents, held_out, report = prepare(recipe, tokenizer)
     if state.is_main_process:
@@ -80,12 +90,34 @@ def train(recipe: Recipe) -> dict[str, float]:
         resume = last_checkpoint(Path(recipe.output))
         if resume is None:
             raise RecipeError(f"resume: {recipe.output} holds no checkpoint")
-    output = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trainer.save_model(recipe.output)
+    try:
+        output = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.save_model(recipe.output)
+    except OSError as error:
+        last = last_checkpoint(Path(recipe.output))
+        advice = f"make room and go on with {last} (--resume last)" if last else "there is no checkpoint to go on with"
+        raise RecipeError(f"writing to {recipe.output} failed: {error}; {advice}") from error
     state.print(f"saved {recipe.output}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return dict(output.metrics)
+
+
+def check_disk(recipe: Recipe, parameters: int) -> None:
+    """Refuse to start where not even one checkpoint would fit: weights and two moments in float32.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    folder = Path(recipe.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = (4 + 12) * parameters if not recipe.lora_rank else 0
+    free = shutil.disk_usage(folder)[2]
+    if free < needed:
+        raise RecipeError(
+            f"{folder} has {free / 1e9:.1f} GB free, a checkpoint takes {needed / 1e9:.1f} GB with the model that is "
+            "saved at the end, and a second while it replaces the first: name another --output"
+        )
 
 
 def load_config(recipe: Recipe) -> tuple[Any, Any]:

@@ -47,6 +47,7 @@ class TraceTrainer(SFTTrainer):
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        self.control: Any
         self._recipe, self._speed = recipe, speed
         self._documents, self._held_out = train, held_out
         ids, _ = train[0]
@@ -174,6 +175,6 @@ class TraceTrainer(SFTTrainer):
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint in a run's folder."""
-    found = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    """The newest whole checkpoint in a run's folder; the trainer's state is the last file of one."""
+    found = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

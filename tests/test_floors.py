@@ -14,7 +14,7 @@ FLOORS = [
     {"tasksets"},
     {"episode"},
     {"missing"},
-    {"agent", "env", "scripted", "report"},
+    {"agent", "env", "scripted", "report", "adapters"},
     {"registration", "runfile", "check"},
     {"rollout", "evaluate", "fidelity", "watch"},
     {"rayrun", "play"},
@@ -109,3 +109,62 @@ def test_the_pipelines_rooms_keep_their_floors():
 def test_the_package_knows_nothing_of_the_pipeline():
     for path in FILES:
         assert not pipeline_imports(path), path
+
+
+SFT = PACKAGE.parent / "sft"
+SFT_FLOORS = [
+    {"recipe"},
+    {"conversations", "documents", "noise", "attention"},
+    {"template", "layout", "speed"},
+    {"data", "meter"},
+    {"report", "trainer"},
+    {"train"},
+    {"dry_run", "show"},
+]
+SFT_DOORWAY = ("train", "dry_run")
+"""`--dry-run` of the same script, imported when it is asked for."""
+
+
+def sft_floor(name: str) -> int:
+    return next(n for n, rooms in enumerate(SFT_FLOORS) if name in rooms)
+
+
+@pytest.mark.parametrize("path", sorted(SFT.glob("[a-z]*.py")), ids=lambda path: path.name)
+def test_fine_tuning_stands_on_the_package_and_its_own_floors(path: Path):
+    own = path.stem
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sft":
+            others = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            for other in others:
+                assert (own, other) == SFT_DOORWAY or sft_floor(other) < sft_floor(own), f"{path} imports sft.{other}"
+    assert not any("pipeline" in str(name) for name in imports(path))
+
+
+def test_nothing_of_the_package_imports_fine_tuning():
+    for path in FILES:
+        modules = [
+            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        ]
+        assert not any(module.split(".")[0] == "sft" for module in modules), path
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that the file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_reinforcement_learning_stands_on_the_package_alone():
+    """Only its proof uses what SFT has; a worker's process loads nothing of the trainer."""
+    root = PACKAGE.parent / "rl"
+    for path in root.rglob("*.py"):
+        used = {module.split(".")[0] for module in imported(path)}
+        assert "pipeline" not in used and ("sft" not in used or "proof" in path.parts), path
+    assert not {module for module in imported(root / "worker.py") if module.split(".")[0] in ("rl", "torch")}
+    for path in FILES:
+        assert not {module for module in imported(path) if module.split(".")[0] in ("rl", "sft")}, path

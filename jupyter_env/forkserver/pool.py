@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from typing import TypedDict
 
 import psutil
 
@@ -20,7 +21,15 @@ from .forked import ForkedKernel, ServerError, ServerFullError
 _KERNEL_BYTES = 24 * 1024**2
 """What an idle kernel costs, with room for small tables; for the default bound."""
 _RETRY_S = 0.25
-_REFILL_AFTER_S = 0.01
+REFILL_AFTER_S = 0.01
+
+
+class PoolOptions(TypedDict, total=False):
+    """Of a `KernelPool`; see there."""
+
+    parked: int
+    max_live: int | None
+    refill_after_s: float
 
 
 class KernelPool:
@@ -32,13 +41,23 @@ class KernelPool:
         parked: how many to keep ready; each costs what an idle kernel does.
         max_live: claimed kernels at a time; further claims wait for one to be closed. Default: what fits in the
             memory that is free now, as idle kernels.
+        refill_after_s: from a claim to the start of its successor.
     """
 
-    def __init__(self, server: KernelSource, caps: Caps, *, parked: int = 1, max_live: int | None = None) -> None:
+    def __init__(
+        self,
+        server: KernelSource,
+        caps: Caps,
+        *,
+        parked: int = 1,
+        max_live: int | None = None,
+        refill_after_s: float = REFILL_AFTER_S,
+    ) -> None:
         self.server = server
         self.max_live = max_live or _default_max_live()
         self._caps = caps
         self._target = parked
+        self._refill_after_s = refill_after_s
         self._lock = threading.Lock()
         self._parked: deque[ForkedKernel] = deque()
         self._live = 0
@@ -68,7 +87,7 @@ class KernelPool:
         try:
             await kernel.attach(files)
             # Later, so that the server's next fork keeps no one waiting for this kernel.
-            asyncio.get_running_loop().call_later(_REFILL_AFTER_S, self._refill_if_open)
+            asyncio.get_running_loop().call_later(self._refill_after_s, self._refill_if_open)
         except BaseException:
             kernel.close()
             raise

@@ -8,10 +8,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
+from typing import Unpack
 
 from .client import Caps, ForkServer, Template
 from .forked import ServerError
-from .pool import KernelPool
+from .pool import KernelPool, PoolOptions
 
 DEFAULT_BUDGET_BYTES = 4 * 1024**3
 """Of memory that templates do not share with their server."""
@@ -33,7 +34,7 @@ class Templates:
         server.on_close(self.close)
 
     async def pool(
-        self, files: Mapping[str, str], setup: str, caps: Caps, *, parked: int = 0, max_live: int | None = None
+        self, files: Mapping[str, str], setup: str, caps: Caps, **options: Unpack[PoolOptions]
     ) -> KernelPool:
         """Kernels that start with what the setup code makes of the files (see `ForkServer.template`).
 
@@ -43,9 +44,10 @@ class Templates:
         Raises:
             ServerError: the template could not be made.
         """
+        options.setdefault("parked", 0)  # a template's kernels are wanted by few
         stats = {name: os.stat(path) for name, path in files.items()}
         marks = tuple(sorted((name, at.st_dev, at.st_ino, at.st_mtime_ns) for name, at in stats.items()))
-        key = (marks, setup, caps, parked, max_live)
+        key = (marks, setup, caps, *sorted(options.items()))
         with self._lock:
             made = self._kept.get(key)
             makes_it = made is None or _has_ended(made)
@@ -56,7 +58,7 @@ class Templates:
         if makes_it:
             try:
                 template = await self._server.template(files, setup)
-                made.set_result(KernelPool(template, caps, parked=parked, max_live=max_live))
+                made.set_result(KernelPool(template, caps, **options))
             except BaseException as error:
                 self._kept.pop(key, None)
                 made.set_exception(error if isinstance(error, Exception) else ServerError("it was given up"))

@@ -17,7 +17,7 @@ from typing import Any
 from jupyter_env.forkserver.client import Caps, ForkServer
 from jupyter_env.forkserver.detect import Feature, features
 from jupyter_env.forkserver.forked import ForkedKernel, ServerError
-from jupyter_env.forkserver.pool import KernelPool
+from jupyter_env.forkserver.pool import KernelPool, PoolOptions
 from jupyter_env.forkserver.shared import shared_server
 from jupyter_env.forkserver.templates import Templates
 from jupyter_env.interpreters.base import BranchError, InfrastructureError, Interpreter
@@ -89,18 +89,14 @@ async def shared_pool(settings: KernelSettings, files: Mapping[str, str]) -> Ker
         if server not in _templates:
             _templates[server] = Templates(server)
             server.on_close(lambda: _templates.pop(server, None))
-        return await _templates[server].pool(
-            files, settings.setup, _caps(settings), parked=settings.parked, max_live=settings.max_live
-        )
+        return await _templates[server].pool(files, settings.setup, _caps(settings), **_pool_options(settings))
     pool = _pools.get(_key(settings))
     if pool is not None and pool.server.alive():
         return pool
     server = await _server(settings)
     pool = _pools.get(_key(settings))
     if pool is None or pool.server is not server:  # another may have come first
-        pool = _pools[_key(settings)] = KernelPool(
-            server, _caps(settings), parked=settings.parked, max_live=settings.max_live
-        )
+        pool = _pools[_key(settings)] = KernelPool(server, _caps(settings), **_pool_options(settings))
     return pool
 
 
@@ -119,9 +115,14 @@ def _caps(settings: KernelSettings) -> Caps:
     )
 
 
+def _pool_options(settings: KernelSettings) -> PoolOptions:
+    return {"parked": settings.parked, "max_live": settings.max_live, "refill_after_s": settings.refill_after_s}
+
+
 def _key(settings: KernelSettings) -> tuple[object, ...]:
     caps = (settings.max_work_bytes, settings.max_memory_bytes, settings.max_processes, settings.branchable)
-    return (os.getpid(), settings.python, settings.threads, settings.gpu, *caps, settings.parked, settings.max_live)
+    options = tuple(_pool_options(settings).values())
+    return (os.getpid(), settings.python, settings.threads, settings.gpu, *caps, *options)
 
 
 def make_kernel(settings: KernelSettings = KernelSettings()) -> Interpreter:  # noqa: B008

@@ -46,5 +46,8 @@ class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether isolated kernels can be branched; costs a process and some milliseconds each."""
     parked: int = 1
     """Isolated kernels kept ready for the next episodes, about 12 MB each."""
+    refill_after_s: float = 0.01
+    """From the start of an isolated kernel to that of the one that is parked in its place. Longer where many episodes
+    start together, as in training: their first cells then have the cores for themselves."""
     max_live: int | None = None
     """Isolated kernels of this process at a time; more wait for one to end. Default: what memory has room for."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +18,7 @@ from jupyter_env.action import ExecuteCode, FinalAnswer, Message, tool_call
 from jupyter_env.answer import Hidden
 from jupyter_env.episode import question_text
 from jupyter_env.task import DataFile, Task
-from jupyter_env.tasksets.drafts import Unfit
+from jupyter_env.tasksets.drafts import Family, Unfit
 from jupyter_env.tasksets.families import FAMILIES
 from jupyter_env.tasksets.schema import Schema, read_schemas
 from sft.tiny_agent.tables import data_sets
@@ -29,20 +30,24 @@ def copy_lesson(rng: Random) -> list[Message]:
     return rng.choice((_columns, _dictionary, _paths, _answer))(rng)
 
 
-def question_lessons(seed: int, datasets: int = 12, per_table: int = 60) -> list[list[Message]]:
+def question_lessons(
+    seed: int, datasets: int = 12, per_table: int = 60, families: Sequence[Family] = FAMILIES
+) -> list[list[Message]]:
     """Questions over data sets of one seed, each followed by its reference code."""
     rng = Random(f"lessons {seed}")
     with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):
         folder = Path(home) / "data"
         schemas = read_schemas(data_sets(rng, folder, datasets), folder)
         sizes = {schema.table.path: DataFile.of(schema.table.path, folder) for schema in schemas}
-        lessons = (_question(rng, schema, sizes, folder) for schema in schemas for _ in range(per_table))
+        lessons = (_question(rng, families, schema, sizes, folder) for schema in schemas for _ in range(per_table))
         return [lesson for lesson in lessons if lesson is not None]
 
 
-def _question(rng: Random, schema: Schema, known: dict[str, DataFile], folder: Path) -> list[Message] | None:
+def _question(
+    rng: Random, families: Sequence[Family], schema: Schema, known: dict[str, DataFile], folder: Path
+) -> list[Message] | None:
     """One draft of a family by chance; None if the family does not fit the table."""
-    family = rng.choice(FAMILIES)
+    family = rng.choice(families)
     try:
         draft = family.draw(schema, rng)
     except Unfit:

@@ -6,21 +6,16 @@ script's: tokens out of weights, through the server's own chat template and tool
 
 import asyncio
 import contextlib
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from servers import rolled_out
+from serving import VLLM, serving
 
 from jupyter_env import Task, TaskPool
 from jupyter_env.answer import Integer
@@ -31,7 +26,6 @@ from jupyter_env.interpreters import CellResult, SimulatedInterpreter
 from jupyter_env.models.server import Sampling, ServerModel
 
 ROOT = Path(__file__).parents[2]
-VLLM = Path(os.environ.get("VLLM", ROOT / ".venv-vllm" / "bin" / "vllm"))
 POOL = TaskPool([Task(id="a", question="What is 6 times 7?", answer=Integer(value=42))])
 GREEDY = Sampling(temperature=0.0, max_tokens=64)
 DRAWN = Sampling(temperature=1.0, max_tokens=256)
@@ -43,41 +37,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     subprocess.run([sys.executable, str(ROOT / "tests" / "tiny_model.py"), str(folder)], check=True)
     return folder
-
-
-@contextmanager
-def serving(command: list[str], log: Path, path: str) -> Iterator[str]:
-    """The URL of a server that is started with `--port` and ended with the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
-    vllm = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **quiet, **vllm},
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(server.pid, 15)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, 9)
-            server.wait()
 
 
 def rolled(model: Any, folder: Path, n: int = 4) -> list[EpisodeRecord]:

@@ -1,0 +1,290 @@
+"""GRPO on the environment: `python -m rl.grpo --recipe tiny-cpu model=CHECKPOINT pool=tasks.jsonl`.
+
+TRL's trainer makes the update; the episodes, their tokens and their rewards are `rollouts`' and `training`'s. On
+several GPUs: `accelerate launch --num_processes 8 -m rl.grpo --recipe qwen3-4b-8gpu ...`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from jupyter_env.action import tool_schemas
+from jupyter_env.agent import agent_settings
+from jupyter_env.chat import ModelSetupError
+from jupyter_env.interpreters import InfrastructureError
+from jupyter_env.task import TaskError, TaskPool
+from rl.recipe import Recipe, RecipeError, read_recipe
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that rollout_func may change is known: trl is pinned
+
+
+def train(recipe: Recipe, pool: TaskPool, held_out: TaskPool, *, resume: bool = False) -> Path | None:
+    """Train to the recipe's end.
+
+    Args:
+        resume: go on from the last checkpoint in `recipe.out`.
+
+    Returns:
+        The folder of the trained model; None if SIGTERM has ended the run before.
+
+    Raises:
+        RecipeError, ModelSetupError: it cannot run as it is set up.
+        InfrastructureError: the machine failed every episode of a step.
+    """
+    from accelerate import PartialState
+
+    from rl.callbacks import EndInOrder, err
+
+    folder = Path(recipe.out)
+    checkpoint = _claim(folder, recipe, resume=resume)
+    PartialState().wait_for_everyone()  # before any process writes what another would take for an earlier run's
+    end = EndInOrder()
+    with open_trainer(recipe, pool, held_out) as trainer:
+        trainer.add_callback(end)
+        end.install()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if end.asked and trainer.state.global_step < trainer.args.max_steps:
+            err.print(f"ended at step {trainer.state.global_step // recipe.updates}; --resume goes on from there")
+            return None
+        trainer.save_model(str(folder / "model"))
+    return folder / "model"
+
+
+def _claim(folder: Path, recipe: Recipe, *, resume: bool) -> Path | None:
+    """Make the folder this run's; the checkpoint to go on from.
+
+    Raises:
+        RecipeError: another run lies there, or none where one is to be gone on with.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    path = folder / "recipe.yaml"
+    # A recipe alone is of a run that never began: nothing of it is lost, and other processes of this run write it too.
+    began = any((folder / name).exists() for name in ("metrics.jsonl", "episodes", "checkpoints"))
+    last = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    if began:
+        if not resume:
+            raise RecipeError(f"{folder} holds a run already; go on with it with --resume, or give another out=FOLDER")
+        found = msgspec.yaml.decode(path.read_bytes(), type=Recipe)
+        if found != recipe:
+            differ = [name for name in recipe.__struct_fields__ if getattr(found, name) != getattr(recipe, name)]
+            raise RecipeError(f"{folder} holds a run of another recipe ({', '.join(differ)} differ; see {path})")
+    elif resume:
+        raise RecipeError(f"{folder} holds no run to go on with")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.yaml.encode(recipe))
+    return Path(last) if last is not None and resume else None
+
+
+@contextmanager
+def open_trainer(recipe: Recipe, pool: TaskPool, held_out: TaskPool) -> Iterator[Any]:
+    """TRL's trainer over the recipe's model, with episodes as its rollouts; its kernels end with the block."""
+    import torch
+    from accelerate import PartialState
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from rl.callbacks import Evaluation, StepLines, evaluate_by
+    from rl.engines import Engine, any_process, check_vllm_server, gathered
+    from rl.environments import Environments
+    from rl.rewards import reward_function
+    from rl.rollouts import Runner
+    from rl.tasks import Schedule
+    from rl.template import Template
+    from rl.training import Rollouts, prompt_of
+
+    place = PartialState()
+    fields = config_fields(recipe, place.num_processes)
+    if fields["use_vllm"] and fields.get("vllm_mode") == "server":
+        check_vllm_server(fields.get("vllm_server_base_url") or server_url(fields))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelSetupError(f"{recipe.model} cannot be loaded as a transformers model: {error}") from None
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and recipe.tokens.episode > context:
+        raise RecipeError(f"`tokens.episode` is {recipe.tokens.episode}, and {recipe.model} has a context of {context}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    agent = agent_settings(recipe.prompt, max_turns_without_call=recipe.max_turns_without_call)
+    agent = msgspec.structs.replace(agent, require_comment=recipe.require_comment)
+    template = Template(tokenizer, tool_schemas(recipe.require_comment), recipe.template)
+    schedule = Schedule(pool, recipe)
+    in_step = needs_step(recipe, place.num_processes)
+    kernel = recipe.kernel
+    if kernel.parked <= 1:
+        kernel = msgspec.structs.replace(kernel, parked=recipe.episodes // place.num_processes, refill_after_s=1.0)
+    folder = Path(recipe.out)
+    engine = Engine(recipe, template, in_step=in_step)
+    with Environments(
+        pool.data_root, budget=recipe.budget, kernel=kernel, agent=agent, processes=recipe.processes
+    ) as environments:
+        runner = Runner(environments, template, recipe.tokens)
+        many: dict[str, Any] = {
+            "process": place.process_index,
+            "processes": place.num_processes,
+            "in_step": any_process if in_step else None,
+            "gather": gathered if place.num_processes > 1 else list,
+        }
+        rollouts = Rollouts(pool, recipe, runner, engine.open, schedule, folder / "episodes", **many)
+
+        def log(log_metric: Any) -> None:
+            for name, value in rollouts.metrics.items():
+                log_metric(name, value)
+
+        parts = list(recipe.rewards)
+        callbacks: list[Any] = [StepLines(recipe, folder / "metrics.jsonl")]
+        if recipe.eval_every:
+            held = evaluation_environment(held_out, pool)
+            tasks = held.sample(min(recipe.eval_tasks, len(held)), recipe.seed)
+            evaluate = evaluate_by(runner, lambda trainer: engine.open(trainer, recipe.eval_temperature), **many)
+            callbacks.insert(0, Evaluation(recipe, tasks, evaluate, rollouts, folder / "episodes"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # TRL's calls, not ours
+            trainer = GRPOTrainer(
+                model=model,
+                args=GRPOConfig(**fields),
+                reward_funcs=[reward_function(name, log if name == parts[0] else None) for name in parts],
+                train_dataset=Dataset.from_list([{"prompt": prompt_of(task)} for task in schedule.tasks()]),
+                processing_class=tokenizer,
+                rollout_func=rollouts,
+                callbacks=callbacks,
+            )
+        if recipe.generator != "vllm" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            raise RecipeError(f"`generator: {recipe.generator}` needs whole weights; with FSDP or DeepSpeed use vllm")
+        trainer.remove_callback(PrinterCallback)  # `StepLines` says it shorter
+        for callback in callbacks:
+            if isinstance(callback, Evaluation):
+                callback.trainer = trainer
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+            yield trainer
+
+
+def evaluation_environment(held_out: TaskPool, pool: TaskPool) -> TaskPool:
+    """The held-out tasks, whose tables lie where those of the training tasks do.
+
+    Raises:
+        RecipeError: they lie elsewhere: one worker serves both pools.
+    """
+    if held_out.data_root not in (None, pool.data_root):
+        raise RecipeError(
+            f"the tables of the held-out tasks lie in {held_out.data_root}, those of the others in {pool.data_root}; "
+            "save both pools in one folder"
+        )
+    return held_out
+
+
+def config_fields(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Fields of TRL's GRPOConfig.
+
+    Raises:
+        RecipeError: the batch cannot be divided.
+    """
+    passes, each = recipe.shares(processes)
+    vllm = recipe.generator == "vllm"
+    fields: dict[str, Any] = {
+        "output_dir": str(Path(recipe.out) / "checkpoints"),
+        "max_steps": recipe.steps * recipe.updates,
+        "num_generations": recipe.group_size,
+        "per_device_train_batch_size": recipe.device_batch,
+        "steps_per_generation": passes,
+        "gradient_accumulation_steps": each,
+        "learning_rate": recipe.learning_rate,
+        "loss_type": recipe.loss,
+        "beta": recipe.kl,
+        "reward_weights": list(recipe.rewards.values()),
+        "temperature": recipe.temperature,
+        "max_completion_length": recipe.tokens.episode,  # what `dr_grpo` divides by; turns have their own limit
+        "use_vllm": vllm,
+        "bf16": recipe.precision == "bf16",
+        "seed": recipe.seed,
+        "shuffle_dataset": False,  # the schedule's order
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every * recipe.updates,
+        "save_total_limit": 2,
+        "logging_steps": recipe.updates,
+        "report_to": list(recipe.trackers) or "none",
+        "disable_tqdm": True,  # `StepLines` says more
+        "mask_truncated_completions": False,  # done by stop reason, which TRL cannot know
+        "lr_scheduler_type": "constant",
+        "top_k": 0,
+    }
+    if vllm:
+        fields |= {
+            "vllm_mode": "colocate",
+            "vllm_max_model_length": recipe.tokens.episode,
+            "vllm_importance_sampling_correction": True,
+        }
+    return fields | recipe.trl
+
+
+def needs_step(recipe: Recipe, processes: int) -> bool:
+    """Whether processes must call the generator together: a server that TRL asks for all of them at once, or an
+    engine that is spread over several."""
+    if recipe.generator != "vllm" or processes == 1:
+        return False
+    server = recipe.trl.get("vllm_mode", "colocate") == "server"
+    return bool(server or recipe.trl.get("vllm_tensor_parallel_size", 1) > 1)
+
+
+def server_url(fields: dict[str, Any]) -> str:
+    """Of the vLLM server, as TRL makes it."""
+    return f"http://{fields.get('vllm_server_host', '0.0.0.0')}:{fields.get('vllm_server_port', 8000)}"
+
+
+def main(
+    recipe_name: Annotated[str, typer.Option("--recipe", help="A name in rl/recipes/, or a .yaml file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE...", help="See rl/recipe.py.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run; load nothing large.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in `out`.")] = False,
+    allow_simulated: Annotated[
+        bool, typer.Option(help="Train on tasks whose answers a language model has invented.")
+    ] = False,
+) -> None:
+    """Train an agent by GRPO on tasks with verified answers.
+
+    Any field of the recipe can be given anew:
+
+    python -m rl.grpo --recipe tiny-cpu model=runs/sft/model pool=pool/tasks.jsonl steps=20 tokens.turn=256
+
+    accelerate launch --num_processes 2 -m rl.grpo --recipe qwen3-4b-2gpu model=runs/sft/model --dry-run
+
+    Ends with 0, with 2 for a mistake in what was asked for, with 3 when the machine failed, with 143 after SIGTERM.
+    """
+    from rl.dryrun import print_plan
+    from rl.tasks import load_pools
+
+    try:
+        recipe = read_recipe(recipe_name, overrides or [])
+        if dry_run:
+            print_plan(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")), allow_simulated=allow_simulated)
+            return
+        if not recipe.model:
+            raise RecipeError("`model` is missing: give the checkpoint to start from, as in model=runs/sft/model")
+        pool, held_out = load_pools(recipe, allow_simulated=allow_simulated)
+        done = train(recipe, pool, held_out, resume=resume)
+    except (RecipeError, TaskError, ModelSetupError) as error:
+        typer.secho(str(error), err=True, fg="red")
+        raise typer.Exit(2) from None
+    except InfrastructureError as error:
+        typer.secho(str(error), err=True, fg="red")
+        raise typer.Exit(3) from None
+    if done is None:
+        raise typer.Exit(143)
+    print(done)
+
+
+if __name__ == "__main__":
+    typer.run(main)

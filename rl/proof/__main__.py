@@ -1,0 +1,235 @@
+"""The proof: `python -m rl.proof --seed 0`, on one GPU, or `make proof SEED=0`.
+
+SFT on a narrow part of the tasks, GRPO over all of them, and beside it an SFT that goes on over all of them for as
+long. Each stage leaves a file; a run that was ended goes on with the first stage that is missing. After SFT, one file
+(`sft.tar`, below 15 MB) holds all that the rest needs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from jupyter_env.task import TaskPool
+from rl.recipe import Recipe, read_recipe
+
+if TYPE_CHECKING:  # it loads torch
+    from rl.proof.evaluation import Evaluator
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+err = Console(stderr=True, emoji=False, highlight=False)
+_LARGEST_BYTES = 15_000_000
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of everything; `sizes.yaml` has those of the proof, tests have smaller ones."""
+
+    lessons: int
+    traces: int
+    control: int
+    train: int
+    held_out: int
+    sampled: int
+    """Episodes of each held-out task at the training temperature."""
+    pass_at_tasks: int
+    pass_at: int
+    sft: list[str] = []
+    """Further arguments of `sft.train`."""
+
+
+class Proof:
+    """The stages, each a method, in their order."""
+
+    STAGES = ("data", "sft", "pack", "tasks", "before", "grpo", "after", "control", "report")
+
+    def __init__(self, folder: Path, seed: int, sizes: Sizes, overrides: list[str]) -> None:
+        self.folder, self.seed, self.sizes = folder, seed, sizes
+        given = [f"model={folder / 'sft'}", f"out={folder / 'grpo'}", f"seed={seed}"]
+        given += [f"pool={folder / 'pools/tasks.jsonl'}", f"eval_pool={folder / 'pools/held_out.jsonl'}"]
+        self.recipe: Recipe = read_recipe(str(HERE / "grpo.yaml"), [*given, *overrides])
+
+    def run(self, first: str, last: str) -> None:
+        """Run the stages from one to another, those that are done already aside."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "sft.tar").is_file() and not (self.folder / "sft").is_dir():
+            with tarfile.open(self.folder / "sft.tar") as packed:
+                packed.extractall(self.folder, filter="data")
+        for stage in self.STAGES[self.STAGES.index(first) : self.STAGES.index(last) + 1]:
+            done = self.folder / f"{stage}.json"
+            if done.is_file():
+                err.print(f"{stage}: done before")
+                continue
+            began_s = time.perf_counter()
+            found = getattr(self, stage)()
+            seconds = time.perf_counter() - began_s
+            done.write_bytes(msgspec.json.format(msgspec.json.encode({"seconds": seconds, "found": found}), indent=2))
+            err.print(f"{stage}: {seconds:.1f} s  {found if found is not None else ''}")
+
+    def data(self) -> dict[str, int]:
+        """Conversations for SFT and for the control."""
+        from rl.proof.data import write_traces
+
+        sizes = self.sizes
+        return write_traces(
+            self.folder / "data", seed=self.seed, lessons=sizes.lessons, traces=sizes.traces, control=sizes.control
+        )
+
+    def sft(self) -> None:
+        """The narrow agent, from random weights: lessons first, then whole episodes."""
+        data, lessons = self.folder / "data", self.folder / "lessons"
+        self._fine_tune("tiny-agent-lessons", lessons, data / "base", data / "lessons.jsonl")
+        self._fine_tune("tiny-agent", self.folder / "sft", lessons, data / "narrow.jsonl")
+
+    def _fine_tune(self, recipe: str, out: Path, model: Path, data: Path, *more: str) -> None:
+        command = [sys.executable, "-m", "sft.train", "--recipe", recipe, "--model", str(model)]
+        command += ["--data", str(data), "--output", str(out), "--seed", str(self.seed), *more, *self.sizes.sft]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": _with_root()}, check=True)
+
+    def pack(self) -> int:
+        """The checkpoint in half precision as one file; the rest begins from what it holds, so that a run that is
+        resumed from it and one that is not are the same."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder, small = self.folder / "sft", self.folder / "packed" / "sft"
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).save_pretrained(small)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(small)
+        packed = self.folder / "sft.tar"
+        with tarfile.open(packed, "w") as file:
+            for path in sorted(small.iterdir()):
+                file.add(path, f"sft/{path.name}")
+            for stage in ("data", "sft"):
+                file.add(self.folder / f"{stage}.json", f"{stage}.json")
+        if packed.stat().st_size > _LARGEST_BYTES:
+            raise SystemExit(f"{packed} has {packed.stat().st_size:,} bytes, above {_LARGEST_BYTES:,}")
+        folder.rename(self.folder / "sft-float32")
+        small.rename(folder)
+        return packed.stat().st_size
+
+    def tasks(self) -> dict[str, int]:
+        """Tasks to train on and held-out ones, on tables that no trace has shown."""
+        from rl.proof.data import write_pools
+
+        write_pools(self.folder / "pools", seed=self.seed, train=self.sizes.train, held_out=self.sizes.held_out)
+        return {"train": len(self._pool("tasks")), "held out": len(self._pool("held_out"))}
+
+    def _pool(self, name: str) -> TaskPool:
+        return TaskPool.load(self.folder / "pools" / f"{name}.jsonl")
+
+    def before(self) -> dict[str, Any]:
+        """What SFT has reached, and whether GRPO has anything to sharpen."""
+        from rl.proof.evaluation import mean_pass_at
+
+        k = self.sizes.pass_at
+        some = self._pool("held_out").sample(self.sizes.pass_at_tasks, self.seed)
+        with self._evaluator() as evaluator:
+            found = self._evaluate(evaluator, self.folder / "sft", "before")
+            records = evaluator.run(self.folder / "sft", some, self.folder / "before/many", temperature=1.0, samples=k)
+        for level in ("easy", "medium", "hard", "expert"):
+            of_level = [record for record in records if record.level == level]
+            found[f"pass@{k} {level}"] = f"{mean_pass_at(of_level, k):.1%}"
+        return found
+
+    def grpo(self) -> None:
+        """The run itself; an interrupted one goes on from its checkpoint."""
+        from rl.grpo import train
+        from rl.tasks import load_pools
+
+        pool, held_out = load_pools(self.recipe)
+        if train(self.recipe, pool, held_out, resume=(self.folder / "grpo" / "metrics.jsonl").exists()) is None:
+            raise SystemExit(143)
+
+    def after(self) -> dict[str, Any]:
+        """What GRPO has reached."""
+        with self._evaluator() as evaluator:
+            return self._evaluate(evaluator, self.folder / "grpo" / "model", "after")
+
+    def control(self) -> dict[str, Any]:
+        """SFT that goes on over all levels, for as many seconds as GRPO took."""
+        seconds = {stage: self._seconds(stage) for stage in ("sft", "grpo")}
+        out = self.folder / "control"
+        steps = max(1, round(self._sft_steps() * seconds["grpo"] / seconds["sft"]))
+        data = self.folder / "data" / "all.jsonl"
+        # Passes over the data are no limit: seconds are.
+        more = ("--max-steps", str(steps), "--epochs", "1000")
+        self._fine_tune("tiny-agent", out, self.folder / "sft", data, *more)
+        with self._evaluator() as evaluator:
+            return {"steps": steps} | self._evaluate(evaluator, out, "control")
+
+    def _seconds(self, stage: str) -> float:
+        found: dict[str, Any] = msgspec.json.decode((self.folder / f"{stage}.json").read_bytes())
+        return float(found["seconds"])
+
+    def _sft_steps(self) -> int:
+        folders = (self.folder / "lessons", self.folder / "sft-float32")
+        states = [state for folder in folders for state in folder.glob("checkpoint-*/trainer_state.json")]
+        return sum(int(msgspec.json.decode(state.read_bytes())["global_step"]) for state in states)
+
+    def report(self) -> dict[str, str]:
+        """Tables and the picture of the curve."""
+        from rl.proof.report import write_report
+
+        return write_report(self.folder, self.recipe)
+
+    @contextmanager
+    def _evaluator(self) -> Iterator[Evaluator]:
+        from rl.proof.evaluation import Evaluator, open_environments
+
+        root = self._pool("held_out").data_root
+        assert root is not None
+        with open_environments(self.recipe, root) as environments:
+            yield Evaluator(self.recipe, environments)
+
+    def _evaluate(self, evaluator: Evaluator, model: Path, name: str) -> dict[str, Any]:
+        """Sampled and greedy on the held-out tasks."""
+        from rl.proof.evaluation import rates
+
+        found: dict[str, Any] = {}
+        sampled = (self.recipe.temperature, self.sizes.sampled)
+        for kind, (temperature, samples) in (("sampled", sampled), ("greedy", (0.0, 1))):
+            out = self.folder / name / kind
+            records = evaluator.run(model, self._pool("held_out"), out, temperature=temperature, samples=samples)
+            found |= {f"{kind} {part}": str(value) for part, value in rates(records).items()}
+        return found
+
+
+def _with_root() -> str:
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder. Default: runs/proof-SEED.")] = None,
+    first: Annotated[str, typer.Option("--from", help=f"One of {', '.join(Proof.STAGES)}.")] = "data",
+    last: Annotated[str, typer.Option("--until", help="The last stage to run.")] = "report",
+    sizes: Annotated[Path, typer.Option(help="How much of everything.")] = HERE / "sizes.yaml",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE...", help="Of grpo.yaml.")] = None,
+) -> None:
+    """Run the proof, or go on with it; stages that are done are not run again.
+
+    On two machines: `--until pack` on the first, then `--from tasks` beside its `sft.tar` on the second (the control
+    needs `data/` too, which `--from data --until data` makes anew).
+    """
+    for stage in (first, last):
+        if stage not in Proof.STAGES:
+            raise typer.BadParameter(f"the stages are {', '.join(Proof.STAGES)}, not {stage!r}")
+    began_s = time.perf_counter()
+    chosen = msgspec.yaml.decode(sizes.read_bytes(), type=Sizes)
+    Proof(out or Path(f"runs/proof-{seed}"), seed, chosen, overrides or []).run(first, last)
+    err.print(f"all stages: {time.perf_counter() - began_s:.1f} s")
+
+
+if __name__ == "__main__":
+    typer.run(main)

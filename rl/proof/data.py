@@ -1,0 +1,183 @@
+"""What the proof's agent learns from and is judged by: all made from a seed, on all cores.
+
+SFT sees a narrow part: questions of levels easy and medium, and at most `RARE_SHARE` of the hard and expert ones, whose
+code composes what the others do one by one. GRPO and the held-out tasks are of all four levels, over tables that no
+trace has shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+
+from jupyter_env.action import Message, tool_schemas
+from jupyter_env.task import Task, TaskPool, sha256_of
+from jupyter_env.tasksets.families import FAMILIES
+from jupyter_env.tasksets.procedural import generate_with_report
+from sft.tiny_agent.data import write_base
+from sft.tiny_agent.lessons import copy_lesson, question_lessons
+from sft.tiny_agent.tables import data_sets
+from sft.tiny_agent.traces import run_here, trace
+
+Trace = tuple[str, list[Message]]
+"""A level and a conversation."""
+RARE = ("hard", "expert")
+RARE_SHARE = 0.02
+_TABLES, _COPIES = 6, 300
+_TRACES_PER_TABLE, _TASKS_PER_TABLE = 40, 10
+"""Making a table costs more than asking about it; what is judged is spread over more of them."""
+_LESSONS, _CONTROL, _TRAIN, _HELD_OUT = (seed * 10_000 for seed in range(1, 5))
+"""Where the seeds of each part begin: no two parts share a table."""
+
+
+def write_traces(out: Path, *, seed: int, lessons: int, traces: int, control: int) -> dict[str, int]:
+    """Write the architecture and tokenizer, and what SFT and the control learn from.
+
+    Args:
+        out: gets `base/`, `lessons.jsonl`, `narrow.jsonl` (traces of SFT) and `all.jsonl` (of all levels).
+        lessons: short conversations in copying and in writing code.
+        traces: whole conversations, narrow.
+        control: whole conversations of all levels, for the SFT that goes on.
+
+    Returns:
+        Traces of each level that SFT sees, and the lessons' number.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    counts: Counter[str] = Counter()
+    with _workers() as pool:
+        base = pool.apply_async(write_base, (out / "base", seed + 1))
+        found = _first(pool, lessons_of, seed * 100_000 + _LESSONS, lessons)
+        counts["lessons"] = _write(out / "lessons.jsonl", ((messages, None) for messages in found))
+        found = _first(pool, narrow_traces, seed * 100_000 + _LESSONS, 2 * traces)
+        _write(out / "narrow.jsonl", ((messages, tool_schemas()) for messages in _narrow(found, traces, counts)))
+        found = _first(pool, all_traces, seed * 100_000 + _CONTROL, control)
+        _write(out / "all.jsonl", ((messages, tool_schemas()) for _, messages in found))
+        base.get()
+    return dict(counts)
+
+
+def _narrow(traces: Iterable[Trace], limit: int, counts: Counter[str]) -> Iterator[list[Message]]:
+    """So many, counted by level; rare ones only while they stay below their share of what has been given."""
+    given = rare = 0
+    for level, messages in traces:
+        if given == limit:
+            return
+        if level in RARE and rare + 1 > RARE_SHARE * (given + 1):
+            continue
+        given += 1
+        rare += level in RARE
+        counts[level] += 1
+        yield messages
+
+
+def write_pools(out: Path, *, seed: int, train: int, held_out: int) -> None:
+    """Write `tasks.jsonl` to train on and `held_out.jsonl`, with their tables in `data/`, all levels alike."""
+    for name, first, count in (("tasks", _TRAIN, train), ("held_out", _HELD_OUT, held_out)):
+        # The processes end before the folder that they write to.
+        with tempfile.TemporaryDirectory() as home, _workers() as pool:
+            found = _first(pool, partial(_tasks_in, Path(home)), seed * 100_000 + first, 2 * count)
+            tasks = list(itertools.islice(_with_own_tables(found, out / "data"), count))
+        TaskPool(tasks, out / "data").save(out / f"{name}.jsonl", with_data=False)
+
+
+def _with_own_tables(tasks: Iterable[tuple[Task, Path]], data: Path) -> Iterator[Task]:
+    """The tasks whose tables no other has under the same path, after copying those to `data`."""
+    for task, root in tasks:
+        if any((data / file.path).exists() and sha256_of(data / file.path) != file.sha256 for file in task.files):
+            continue
+        for file in task.files:
+            target = data / file.path
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root / file.path, target)
+        yield task
+
+
+def lessons_of(seed: int) -> list[list[Message]]:
+    """Copying, and the code of questions of the narrow levels."""
+    rng = Random(f"proof lessons {seed}")
+    families = [family for family in FAMILIES if family.level not in RARE]
+    lessons = [*question_lessons(seed, families=families), *(copy_lesson(rng) for _ in range(_COPIES))]
+    rng.shuffle(lessons)
+    return lessons
+
+
+def narrow_traces(seed: int) -> list[Trace]:
+    """Of levels easy and medium, and a few of the others."""
+    rng = Random(f"proof traces {seed}")
+    return [(task.level, messages) for task, messages in _traces(seed, lambda task: _is_narrow(task, rng))]
+
+
+def all_traces(seed: int) -> list[Trace]:
+    """Of all levels alike."""
+    return [(task.level, messages) for task, messages in _traces(seed, lambda task: True)]
+
+
+def _is_narrow(task: Task, rng: Random) -> bool:
+    return task.level not in RARE or rng.random() < 2 * RARE_SHARE  # some more than are then let through
+
+
+def _traces(seed: int, keep: Callable[[Task], bool]) -> list[tuple[Task, list[Message]]]:
+    with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):
+        folder = Path(home) / "data"
+        return [(task, trace(task, folder)) for task in _tasks(seed, folder, _TRACES_PER_TABLE) if keep(task)]
+
+
+def _tasks_in(home: Path, seed: int) -> list[tuple[Task, Path]]:
+    """Tasks whose tables stay, in a folder of the seed's own."""
+    place = home / str(seed)
+    place.mkdir()
+    with contextlib.chdir(place):
+        return [(task, place / "data") for task in _tasks(seed, place / "data", _TASKS_PER_TABLE)]
+
+
+def _tasks(seed: int, folder: Path, per_table: int) -> list[Task]:
+    tables = data_sets(Random(f"proof {seed}"), folder, _TABLES)
+    tasks = generate_with_report(tables, folder, per_table * len(tables), seed, run_here).tasks
+    return [msgspec.structs.replace(task, id=f"s{seed}-{task.id}") for task in tasks]
+
+
+@contextlib.contextmanager
+def _workers() -> Iterator[Any]:
+    """Forked: a worker starts with pandas loaded, and each has one thread of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas' advice on drafts that are then refused
+        with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+            yield pool
+
+
+def _first(pool: Any, make: Callable[[int], list[Any]], seed: int, count: int) -> Iterator[Any]:
+    """The first `count` items that seeds give, a few seeds at a time: a pool works through all it is given."""
+    width = 2 * len(os.sched_getaffinity(0))
+    items = (
+        item
+        for start in itertools.count(seed, width)
+        for batch in pool.imap(make, range(start, start + width))
+        for item in batch
+    )
+    return itertools.islice(items, count)
+
+
+def _write(path: Path, rows: Iterable[tuple[list[Message], list[dict[str, Any]] | None]]) -> int:
+    """Conversations as JSON lines; how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for messages, tools in rows:
+            count += 1
+            row = {"id": f"{path.stem}-{count}", "messages": messages, "tools": tools}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count

@@ -1,0 +1,94 @@
+"""The processes that run episodes: what dies, what is left, what is not there."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import eventually
+from scripts import TASK, TOKENS, answer, rolled, run, scripted, turns_so_far
+
+from jupyter_env import TaskPool
+from jupyter_env.interpreters import KernelSettings
+from rl.environments import Environments
+from rl.rollouts import Job, Runner
+from rl.template import Template
+
+
+def test_a_process_that_dies_costs_its_episodes_only(template: Template) -> None:
+    """The episodes of a killed process are the machine's failures; those of the next batch run in a new one."""
+    killed: list[int] = []
+
+    def script(text: str) -> str:
+        if not killed:
+            [worker] = [child for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())]
+            killed.append(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+        return answer("42")
+
+    with Environments(None, processes=1) as environments:
+        runner = Runner(environments, template, TOKENS)
+        jobs = [Job(task=TASK, seed=n) for n in range(3)]
+        lost = runner.run(jobs, scripted(template, script)).rollouts
+        assert [rollout.record.stop_reason for rollout in lost] == ["infrastructure_error"] * 3
+        assert all(rollout.failed and rollout.record.reward is None for rollout in lost)
+        assert "exit code -9" in str(lost[0].record.error)
+        again = runner.run(jobs, scripted(template, script)).rollouts
+        assert [rollout.record.reward for rollout in again] == [1.0] * 3
+
+
+def test_nothing_is_left_running(template: Template, no_leaks: Path) -> None:
+    """Kernels, processes, threads and files are gone when the environments close, also in the middle of a batch."""
+
+    def script(text: str) -> str:
+        if turns_so_far(text):
+            raise KeyboardInterrupt
+        return run("import time; time.sleep(1)")
+
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Environments(None, kernel=KernelSettings(parked=4), processes=2) as environments,
+    ):
+        runner = Runner(environments, template, TOKENS)
+        runner.run([Job(task=TASK, seed=n) for n in range(4)], scripted(template, script))
+
+    def ended() -> bool:
+        return {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+    assert eventually(ended), psutil.Process().children(recursive=True)
+
+
+def test_a_table_that_has_changed_is_the_machines_failure(template: Template, pool: TaskPool, data_root: Path) -> None:
+    (data_root / "penguins.csv").write_text("changed\n")
+    generator = scripted(template, lambda text: answer("2"))
+    with Environments(data_root, processes=1) as environments:
+        [rollout] = rolled(environments, template, generator, [Job(task=pool.get("rows"))]).rollouts
+    assert rollout.failed and "changed or cut short" in str(rollout.record.error)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_two_hundred_batches_leave_what_one_leaves(template: Template) -> None:
+    """Kernels, descriptors and memory of the processes after 200 batches, with faults among their cells."""
+    cells = ["1", "import os; os._exit(1)", "raise ValueError", "import time; time.sleep(0.05)"]
+
+    def script(text: str) -> str:
+        return answer("42") if turns_so_far(text) else run(cells[hash(text) % 4])
+
+    with Environments(None, kernel=KernelSettings(parked=8), processes=2) as environments:
+        runner = Runner(environments, template, TOKENS)
+        counts: list[tuple[int, int]] = []
+        for batch in range(200):
+            jobs = [Job(task=TASK, seed=8 * batch + n) for n in range(8)]
+            ended = runner.run(jobs, scripted(template, script)).rollouts
+            assert not any(rollout.failed for rollout in ended)
+            if batch in (9, 199):
+                time.sleep(3.0)  # the parked ones are made anew
+                children = psutil.Process().children(recursive=True)
+                kernels = [child for child in children if child.name() == "jupyter-kernel"]
+                workers = [child for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())]
+                counts.append((len(kernels), sum(worker.num_fds() for worker in workers)))
+    assert counts[1][0] <= counts[0][0] and counts[1][1] <= counts[0][1] + 2, counts

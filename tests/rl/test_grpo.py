@@ -1,0 +1,130 @@
+"""The whole of it on a CPU: the tiny recipe for some steps, its update's inputs, an interrupted run that goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from tiny_model import QUESTION
+
+from jupyter_env import Task, TaskPool
+from jupyter_env.answer import Integer
+from rl.grpo import open_trainer, train
+from rl.recipe import Recipe, RecipeError, read_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The tiny recipe on two tasks that ask in the same words; by heart the model knows one answer."""
+    folder = tmp_path_factory.mktemp("pool")
+    answers = {"right": 42, "wrong": 41}
+    pool = TaskPool([Task(id=name, question=QUESTION, answer=Integer(value=value)) for name, value in answers.items()])
+    pool.save(folder / "tasks.jsonl")
+    TaskPool([Task(id="held", question=QUESTION, answer=Integer(value=42))]).save(folder / "held.jsonl")
+    given = {"model": tiny, "pool": folder / "tasks.jsonl", "eval_pool": folder / "held.jsonl"}
+    small = ["groups=2", "group_size=4", "device_batch=4", "slots=8", "tokens.turn=96"]
+    return read_recipe("tiny-cpu", [*(f"{name}={value}" for name, value in given.items()), *small])
+
+
+def pools(recipe: Recipe) -> tuple[TaskPool, TaskPool]:
+    return TaskPool.load(recipe.pool), TaskPool.load(recipe.eval_pool)
+
+
+def test_steps_of_the_tiny_recipe(recipe: Recipe, tmp_path: Path) -> None:
+    """Two steps: rewards by each task's own answer, gradients from sampled tokens alone, files that tell of them."""
+    recipe = msgspec.structs.replace(recipe, out=str(tmp_path / "run"), steps=2, eval_every=2)
+    outputs: list[dict[str, Any]] = []
+    inputs: list[dict[str, Any]] = []
+    with open_trainer(recipe, *pools(recipe)) as trainer:
+        rollouts, score = trainer.rollout_func, trainer._generate_and_score_completions
+        trainer.rollout_func = lambda prompts, trainer: outputs.append(rollouts(prompts, trainer)) or outputs[-1]
+        trainer._generate_and_score_completions = lambda batch: inputs.append(score(batch)) or inputs[-1]
+        before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        trainer.train()
+        assert trainer.state.global_step == 2
+        moved = sum(not torch.equal(before[name], weight) for name, weight in trainer.model.named_parameters())
+    assert len(outputs) == len(inputs) == 2
+    taught = False
+    for output, given in zip(outputs, inputs, strict=True):
+        learned = given["completion_mask"] * given["tool_mask"]
+        assert learned.sum(1).tolist() == [sum(mask) for mask in output["env_mask"]]
+        for row, ids in enumerate(output["completion_ids"]):
+            assert given["completion_ids"][row, : len(ids)].tolist() == ids
+        assert int(given["num_items_in_batch"]) == int(learned.sum())
+        rewards = torch.tensor(output["reward_correct"]).view(2, 4)
+        flat = (rewards.std(1) == 0).repeat_interleave(4)
+        assert (given["advantages"][flat] == 0).all() and (given["advantages"][~flat] != 0).all()
+        taught = taught or not bool(flat.all())
+        assert (given["advantages"].view(2, 4).sum(1).abs() < 1e-3).all()
+    rewarded = {
+        record["task_id"]: record["reward"]
+        for step in (0, 1)
+        for record in map(
+            json.loads, (tmp_path / f"run/episodes/step-0000{step}/episodes.jsonl").read_text().splitlines()
+        )
+        if record["answer"] == "42"
+    }
+    assert rewarded == {"right": 1.0, "wrong": 0.0}
+    assert (moved > 0) is taught
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "pass/all" in line]
+    assert [line["step"] for line in steps] == [1, 2] and all("seconds/generation" in line for line in steps)
+    assert [line["step"] for line in lines if "eval/pass/all" in line] == [0, 2]
+
+
+def start(recipe: Recipe, *options: str) -> subprocess.Popen[str]:
+    path = Path(recipe.out).with_suffix(".yaml")
+    path.write_bytes(msgspec.yaml.encode(recipe))
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl.grpo", "--recipe", str(path), *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def steps_in(recipe: Recipe) -> list[int]:
+    path = Path(recipe.out) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [line["step"] for line in map(json.loads, path.read_text().splitlines()) if "pass/all" in line]
+
+
+def test_a_run_that_is_interrupted_goes_on_at_its_step(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(recipe, out=str(tmp_path / "run"), steps=4, eval_every=0, eval_pool="")
+    first = start(recipe)
+    deadline = time.monotonic() + 120
+    while len(steps_in(recipe)) < 1:
+        assert first.poll() is None and time.monotonic() < deadline, first.communicate()[1]
+        time.sleep(0.1)
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=120)
+    assert first.returncode == 143 and "--resume goes on from there" in said, said
+    reached = steps_in(recipe)
+    assert 1 <= len(reached) < 4
+    [checkpoint] = [path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")]
+    assert checkpoint == f"checkpoint-{reached[-1]}"
+    with pytest.raises(RecipeError, match="go on with it with --resume"):  # not without being told so
+        train(recipe, *pools_of_one(recipe))
+    second = start(recipe, "--resume")
+    printed, said = second.communicate(timeout=150)
+    assert second.returncode == 0, said
+    assert steps_in(recipe) == [1, 2, 3, 4]
+    assert Path(printed.strip()) == tmp_path / "run/model" and (tmp_path / "run/model/model.safetensors").is_file()
+    with pytest.raises(RecipeError, match="another recipe"):
+        train(msgspec.structs.replace(recipe, learning_rate=1.0), *pools_of_one(recipe), resume=True)
+
+
+def pools_of_one(recipe: Recipe) -> tuple[TaskPool, TaskPool]:
+    return TaskPool.load(recipe.pool), TaskPool([])

@@ -1,0 +1,73 @@
+"""Parts of the proof that need no GPU; its stages as a whole are run by `make proof`."""
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_env.episode import EpisodeRecord
+from rl.proof.__main__ import HERE, Proof, Sizes
+from rl.proof.data import RARE, RARE_SHARE, _narrow
+from rl.proof.evaluation import mean_pass_at, rates
+
+SIZES = Sizes(
+    lessons=1, traces=1, control=1, train=1, held_out=1, sampled=1, pass_at_tasks=1, pass_at=4, sft=["--max-steps", "1"]
+)
+
+
+def test_rare_levels_stay_below_their_share() -> None:
+    levels = ["easy", "hard", "medium", "expert"] * 500
+    counts: Counter[str] = Counter()
+    given = list(_narrow(((level, [{"level": level}]) for level in levels), 900, counts))
+    assert len(given) == 900 == sum(counts.values())
+    rare = 0
+    for number, [message] in enumerate(given, start=1):
+        rare += message["level"] in RARE
+        assert rare <= RARE_SHARE * number
+    assert rare == 18  # and reach it
+
+
+def record(task: str, level: str, reward: float | None, seed: int = 0) -> EpisodeRecord:
+    reason: Any = "answered" if reward is not None else "infrastructure_error"
+    return EpisodeRecord(
+        id=f"{task}.{seed}", task_id=task, question="?", level=level, reward=reward, stop_reason=reason, seed=seed
+    )
+
+
+def test_rates_leave_out_what_the_machine_failed() -> None:
+    found = rates(
+        [record("a", "easy", 1.0), record("b", "hard", 0.0), record("c", "expert", 1.0), record("d", "hard", None)]
+    )
+    assert found["all"].right == 2 and found["all"].of == 3
+    assert found["compositions"].share == 0.5 and found["medium"].of == 0
+    assert str(found["easy"]).startswith("100.0% (20.7% to 100.0%)")
+    records = [record("a", "easy", float(seed == 0), seed) for seed in range(4)]
+    records += [record("b", "easy", 0.0, seed) for seed in range(4)] + [record("c", "easy", None)]
+    assert mean_pass_at(records, 4) == 0.5 and mean_pass_at(records, 1) == 0.125
+
+
+def test_stages_are_run_once_and_a_packed_checkpoint_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for stage in Proof.STAGES:
+        monkeypatch.setattr(Proof, stage, lambda self, stage=stage: ran.append(stage))
+    proof = Proof(tmp_path / "one", 3, SIZES, ["steps=2"])
+    assert proof.recipe.steps == 2 and proof.recipe.seed == 3 and proof.recipe.model == str(tmp_path / "one/sft")
+    proof.run("data", "pack")
+    proof.run("data", "tasks")
+    assert ran == ["data", "sft", "pack", "tasks"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "one/sft").mkdir()
+    with tarfile.open(other / "sft.tar", "w") as packed:
+        packed.add(tmp_path / "one/sft", "sft")
+        packed.add(tmp_path / "one/sft.json", "sft.json")
+    ran.clear()
+    Proof(other, 3, SIZES, []).run("sft", "grpo")
+    assert ran == ["pack", "tasks", "before", "grpo"] and (other / "sft").is_dir()
+
+
+def test_its_recipe_can_be_read() -> None:
+    recipe = Proof(Path("x"), 0, SIZES, []).recipe
+    assert recipe.episodes == 256 and (HERE / "sizes.yaml").is_file()
