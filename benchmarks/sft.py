@@ -38,13 +38,13 @@ MEAN_TOKENS, SIGMA, LONGEST = 3900, 0.8, 16_384
 DOCUMENTS = 8
 
 ROWS = {
-    "ours": ("packed 16k, varlen, compiled layers", 3, 10),
-    "trl": ("TRL as it comes: SDPA, padded, batch 1, checkpointing", 1, 4),
+    "ours": ("packed 16k, varlen, compiled layers", 4, 10),
+    "trl": ("TRL as it comes: SDPA, padded, batch 1, checkpointing", 2, 4),
     "trl-packed": ("TRL's bfd packing 16k on SDPA", 1, 3),
     "liger": ("packed 16k, varlen, liger's layer kernels", 3, 8),
-    "checkpointing": ("packed 16k, varlen, compiled, all recomputed", 3, 6),
-    "liger-compiled": ("packed 16k, varlen, liger's layer kernels compiled", 3, 8),
-    "pure-bf16": ("weights and Adam moments in bf16: not what trains", 3, 8),
+    "checkpointing": ("packed 16k, varlen, compiled, all recomputed", 4, 6),
+    "liger-compiled": ("packed 16k, varlen, liger's layer kernels compiled", 4, 8),
+    "pure-bf16": ("weights and Adam moments in bf16: not what trains", 4, 8),
 }
 """What it is, steps before the clock runs, steps measured."""
 DEFAULT_ROWS = ("ours", "trl", "trl-packed", "losses", "liger", "pure-bf16")
@@ -95,8 +95,8 @@ class Clock:
     """Times steps from the end of the last one that warms up."""
 
     def __init__(self, warm: int) -> None:
-        self.warm, self.steps = warm, 0
-        self.began_s = self.ended_s = 0.0
+        self.warm = warm
+        self.ends_s: list[float] = []
         self.losses: list[float] = []
 
     def callback(self) -> Any:
@@ -108,13 +108,9 @@ class Clock:
 
         class Callback(TrainerCallback):
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                clock.steps += 1
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
-                now = time.perf_counter()
-                if clock.steps == clock.warm:
-                    clock.began_s = now
-                clock.ended_s = now
+                clock.ends_s.append(time.perf_counter())
 
             def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **kwargs: Any) -> None:
                 if "loss" in logs:
@@ -165,10 +161,10 @@ def run_ours(row: str, shape: str, warm: int, steps: int, **fields: Any) -> dict
     return result(clock, tokens, trainer._meter._parameters, config)
 
 
-def measured(steps_of: Any, warm: int, steps: int) -> tuple[int, float]:
-    """Tokens and squared lengths of the steps that are timed."""
-    found = [step for step, _ in zip(steps_of, range(warm + steps), strict=False)][warm:]
-    return sum(step.tokens for step in found), sum(step.squares for step in found)
+def measured(steps_of: Any, warm: int, steps: int) -> list[tuple[int, float]]:
+    """Tokens and squared lengths of each step that is timed."""
+    found = [step for _, step in zip(range(warm + steps), steps_of, strict=False)][warm:]
+    return [(step.tokens, step.squares) for step in found]
 
 
 def run_trl(row: str, shape: str, warm: int, steps: int) -> dict[str, Any]:
@@ -222,23 +218,28 @@ def run_trl(row: str, shape: str, warm: int, steps: int) -> dict[str, Any]:
     trainer.compute_loss = counting
     trainer.add_callback(clock.callback())
     trainer.train()
-    timed = counts[warm * arguments.gradient_accumulation_steps :]
-    tokens = sum(count for count, _ in timed), sum(square for _, square in timed)
-    return result(clock, tokens, matmul_parameters(model, config), config)
+    per_step = np.array(counts).reshape(-1, arguments.gradient_accumulation_steps, 2).sum(1)
+    timed = [(int(tokens), float(squares)) for tokens, squares in per_step[warm:]]
+    return result(clock, timed, matmul_parameters(model, config), config)
 
 
-def result(clock: Clock, counted: tuple[int, float], parameters: int, config: Any) -> dict[str, Any]:
+def result(clock: Clock, steps: list[tuple[int, float]], parameters: int, config: Any) -> dict[str, Any]:
+    """Over all steps that are timed; those of each step are kept, to see whether they had settled."""
     import torch
 
     from sft.meter import step_flops
 
-    passed_s = clock.ended_s - clock.began_s
+    seconds = np.diff(clock.ends_s[clock.warm - 1 :]).tolist()
+    tokens, squares = sum(count for count, _ in steps), sum(square for _, square in steps)
+    memory = torch.cuda.memory_stats() if torch.cuda.is_available() else {}
     return {
-        "tokens_per_s": counted[0] / passed_s,
-        "tflops": step_flops(config, parameters, *counted) / passed_s / 1e12,
-        "tokens": counted[0],
-        "seconds": passed_s,
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
+        "tokens_per_s": tokens / sum(seconds),
+        "tflops": step_flops(config, parameters, tokens, squares) / sum(seconds) / 1e12,
+        "median_step_tokens_per_s": float(np.median([count / s for (count, _), s in zip(steps, seconds, strict=True)])),
+        "peak_gb": memory.get("allocated_bytes.all.peak", 0) / 1e9,
+        "reserved_gb": memory.get("reserved_bytes.all.peak", 0) / 1e9,
+        "allocation_retries": memory.get("num_alloc_retries", 0),
+        "steps": [[count, round(s, 3)] for (count, _), s in zip(steps, seconds, strict=True)],
         "losses": clock.losses,
     }
 
@@ -350,7 +351,7 @@ def in_process(row: str, given: argparse.Namespace, limit_s: float) -> dict[str,
 def summary(figures: dict[str, Any]) -> str:
     if "error" in figures:
         return f"{figures['error']}\n{figures.get('output', '')}"
-    kept = {name: value for name, value in figures.items() if name != "losses"}
+    kept = {name: value for name, value in figures.items() if name not in ("losses", "steps")}
     return ", ".join(
         f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in kept.items()
     )
@@ -373,7 +374,7 @@ def table(figures: dict[str, Any], shape: str) -> str:
             continue
         lines.append(
             f"| {what} | {got['tokens_per_s']:,.0f} | {got['tflops']:.0f} | {got['tflops'] / top:.0%} "
-            f"| {got['tokens_per_s'] / base:.2f}x | {got['peak_gb'] or 0:.0f} |"
+            f"| {got['tokens_per_s'] / base:.2f}x | {got['peak_gb']:.0f} |"
         )
     if "largest_difference" in figures.get("losses", {}):
         lines.append(f"largest difference to padded SDPA's losses: {figures['losses']['largest_difference']}")

@@ -27,6 +27,8 @@ class Layout(NamedTuple):
     row_tokens: int
     """A row holds about so many; a document that is longer has a row to itself."""
     pad_id: int
+    longest: int = 0
+    """Tokens of the longest document of all, of which the kernels want a bound; 0: of each row's own."""
     rank: int = 0
     world: int = 1
 
@@ -121,8 +123,9 @@ def lay_out(documents: Documents, indices: Sequence[int], layout: Layout) -> Ste
     rows = _level(rows, lengths, layout)
     own = rows[layout.rank :: layout.world]
     make = _packed_row if layout.packed else _padded_row
+    bound = layout.longest
     return Step(
-        rows=[make([documents[indices[index]] for index in row], layout.pad_id) for row in own],
+        rows=[make([documents[indices[index]] for index in row], layout.pad_id, bound) for row in own],
         tokens=int(lengths.sum()),
         trained=int(sum(documents[index][1][1:].sum() for index in indices)),
         squares=float((lengths.astype(np.float64) ** 2).sum()),
@@ -131,19 +134,27 @@ def lay_out(documents: Documents, indices: Sequence[int], layout: Layout) -> Ste
 
 
 def _pack(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
-    """First fit, longest first."""
+    """As few rows as first fit, longest first, needs; then as even as they can be: the fullest decides the memory."""
+    order = [int(index) for index in np.argsort(-lengths, kind="stable")]
     rows: list[list[int]] = []
     room: list[int] = []
-    for index in np.argsort(-lengths, kind="stable"):
+    for index in order:
         length = int(lengths[index])
         place = next((row for row, free in enumerate(room) if free >= length), None)
         if place is None:
             rows.append([])
             room.append(max(row_tokens, length))
             place = len(rows) - 1
-        rows[place].append(int(index))
+        rows[place].append(index)
         room[place] -= length
-    return rows
+    even: list[list[int]] = [[] for _ in rows]
+    filled = np.zeros(len(rows), np.int64)
+    for index in order:
+        emptiest = int(filled.argmin())
+        even[emptiest].append(index)
+        filled[emptiest] += lengths[index]
+    fullest = max((int(lengths[row].sum()) for row in rows), default=0)
+    return even if filled.max(initial=0) <= fullest else rows
 
 
 def _level(rows: list[list[int]], lengths: np.ndarray, layout: Layout) -> list[list[int]]:
@@ -157,7 +168,7 @@ def _level(rows: list[list[int]], lengths: np.ndarray, layout: Layout) -> list[l
     return sorted(rows, key=lambda row: -sum(int(lengths[index]) for index in row))
 
 
-def _packed_row(parts: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> dict[str, Any]:
+def _packed_row(parts: list[tuple[np.ndarray, np.ndarray]], pad_id: int, longest: int) -> dict[str, Any]:
     """Documents end to end.
 
     Returns:
@@ -175,7 +186,8 @@ def _packed_row(parts: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> dict
     starts = np.concatenate([[0], np.cumsum(lengths)])
     repeated = np.repeat(lengths, lengths)
     ends = torch.from_numpy(starts.astype(np.int32))
-    bound = 1 << (max(lengths) - 1).bit_length()  # few values: each may be compiled for
+    # One value for a whole run: compiled layers would be compiled anew for others.
+    bound = 1 << (max(*lengths, longest, ROW_MULTIPLE) - 1).bit_length()
     return {
         "input_ids": torch.from_numpy(ids)[None],
         "shift_labels": torch.from_numpy(np.concatenate([_shifted(*part) for part in parts]))[None],
@@ -188,7 +200,7 @@ def _packed_row(parts: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> dict
     }
 
 
-def _padded_row(parts: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> dict[str, Any]:
+def _padded_row(parts: list[tuple[np.ndarray, np.ndarray]], pad_id: int, _: int) -> dict[str, Any]:
     """Documents below each other, filled up at the right.
 
     Returns:

@@ -57,7 +57,7 @@ def apply(speed: Speed, model: PreTrainedModel) -> None:
     if speed.compiled:
         torch._dynamo.config.cache_size_limit = 64
         for layer in model.base_model.layers:
-            layer.compile()  # once for all of them: the same code with other weights
+            layer.compile(dynamic=True)  # once for all of them and for rows of any length
 
 
 def say(speed: Speed) -> str:
@@ -76,15 +76,15 @@ def say(speed: Speed) -> str:
 def _tokens_that_fit(config: PretrainedConfig, device: torch.device) -> int:
     """Tokens of a row whose activations fit beside weights, gradients and Adam's moments in the device's memory."""
     total = torch.cuda.get_device_properties(device).total_memory
-    free = 0.92 * total - 18 * parameter_count(config)
+    free = 0.94 * total - 18 * parameter_count(config)
     return max(int(free / activation_bytes(config)), 0)
 
 
 def activation_bytes(config: PretrainedConfig) -> int:
-    """Bytes that a token's activations take with autocast and compiled or liger's layers, without recomputing."""
+    """Bytes that a token's activations take with autocast and compiled layers; measured: 4.2 MB for Qwen3-4B."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    a_layer = 14 * config.hidden_size + 6 * head_dim * (heads + kv_heads) + 4 * config.intermediate_size
+    a_layer = 16 * config.hidden_size + 7 * head_dim * (heads + kv_heads) + 4 * config.intermediate_size
     return int(config.num_hidden_layers * a_layer)
 
 

@@ -79,6 +79,7 @@ class TraceTrainer(SFTTrainer):
             packed=self._speed.packed,
             row_tokens=self._recipe.row_tokens,
             pad_id=self.processing_class.pad_token_id,
+            longest=int(self._documents.lengths.max()),
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
@@ -128,6 +129,8 @@ class TraceTrainer(SFTTrainer):
         if not self._speed.varlen:  # what only varlen attention takes
             for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"):
                 row.pop(name, None)
+        elif self._speed.compiled:
+            torch._dynamo.maybe_mark_dynamic(row["cu_seq_lens_q"], 0)  # rows have any number of documents
         output = model(**row, use_cache=False, fused_lm_head=True, num_items_in_batch=1)
         loss: torch.Tensor = output.loss
         return loss

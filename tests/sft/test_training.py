@@ -20,7 +20,7 @@ from sft.trainer import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
 LAUNCHES = sorted((ROOT / "sft/accelerate").glob("*.yaml"))
-RECIPES = sorted(path.stem for path in (ROOT / "sft/recipes").glob("*.yaml"))
+RECIPES = ("tiny", "qwen3-4b", "qwen3-4b-instruct-2507", "qwen3-4b-thinking-2507")
 
 
 def launched(*arguments: str, launch: str = "one-gpu", **environment: str) -> subprocess.CompletedProcess[str]:
