@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from jupyter_env.action import Message, split_reasoning
+from jupyter_env.tasksets.benchmark_questions import is_benchmark_question
 from sft.recipe import Recipe
 
 _CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
@@ -191,20 +189,3 @@ def _cells(turns: list[Message]) -> Iterator[str]:
             arguments = function["arguments"]
             if function["name"] != "final_answer":
                 yield arguments if isinstance(arguments, str) else str(arguments.get("code", arguments)).strip()
-
-
-def is_benchmark_question(text: str) -> bool:
-    """Whether a text, or a line of it, is a question of DABstep or DABench, whatever its spaces and punctuation."""
-    hashes = _benchmark_hashes()
-    return any(question_hash(part) in hashes for part in {text, *text.splitlines()} if part)
-
-
-def question_hash(text: str) -> str:
-    """The sha256 of a question in small letters with one space for all that is neither letter nor digit."""
-    return hashlib.sha256(re.sub(r"\W+", " ", text.lower()).strip().encode()).hexdigest()
-
-
-@cache
-def _benchmark_hashes() -> frozenset[str]:
-    lines = (Path(__file__).parent / "benchmark_questions.sha256").read_text().splitlines()
-    return frozenset(line for line in lines if line and not line.startswith("#"))

@@ -67,8 +67,7 @@ def test_the_fork_server_imports_nothing_else_of_the_package():
 PIPELINE = PACKAGE.parent / "pipeline"
 PIPELINE_FLOORS = [
     {"ledger", "parts", "notebook", "skeleton", "matching", "best", "reads", "language", "kaggle"}
-    | {"prompts", "excerpt", "models", "evidence", "triviality", "meaning", "lineage", "conversation"}
-    | {"benchmark_questions"},
+    | {"prompts", "excerpt", "models", "evidence", "triviality", "meaning", "lineage", "conversation"},
     {"run_folder", "catalog", "markdown", "metakaggle", "calls", "serving"},
     {"decisions", "sources", "drafts"},
     {"stage"},

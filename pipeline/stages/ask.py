@@ -17,7 +17,7 @@ from msgspec import Meta
 from jupyter_env.action import Message
 from jupyter_env.answer import reference_text, verify
 from jupyter_env.chat import neutral
-from pipeline.benchmark_questions import is_benchmark_question
+from jupyter_env.tasksets.benchmark_questions import is_benchmark_question
 from pipeline.calls import BadReply
 from pipeline.drafts import Candidate, Draft, DraftError, Drafts, lower_level, missing_path, typed_answer
 from pipeline.evidence import missing_evidence

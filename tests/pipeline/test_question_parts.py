@@ -9,7 +9,7 @@ from jupyter_env.action import ExecuteCode, FinalAnswer, tool_call
 from jupyter_env.answer import Answer, Date, Integer, ListOf, Number, Text, verify
 from jupyter_env.episode import CellRecord, EpisodeRecord
 from jupyter_env.interpreters.output import OutputLimits
-from pipeline.benchmark_questions import is_benchmark_question
+from jupyter_env.tasksets.benchmark_questions import is_benchmark_question
 from pipeline.conversation import conversation, turn_status
 from pipeline.drafts import Draft, DraftError, lower_level, missing_path, refined, typed_answer
 from pipeline.evidence import missing_evidence

@@ -13,8 +13,9 @@ import numpy as np
 from rich.console import Console
 from shapes import QUESTION, RUN, SHAPES, SYSTEM, TOOLS, call, output, turn
 
+from jupyter_env.tasksets.benchmark_questions import is_benchmark_question
 from sft import show
-from sft.conversations import DataError, is_benchmark_question, read_row, reason_to_drop
+from sft.conversations import DataError, read_row, reason_to_drop
 from sft.data import split_by_group, tokenise
 from sft.documents import Documents
 from sft.recipe import Recipe, RecipeError, read_recipe

@@ -25,7 +25,7 @@ def _known() -> frozenset[str]:
     return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
-def is_benchmark_question(question: str) -> bool:
-    """Whether a benchmark asks exactly this, but for case and punctuation; its sentences are looked at too."""
-    parts = [question, *re.split(r"(?<=[.?!])\s+", question)]
+def is_benchmark_question(text: str) -> bool:
+    """Whether a text, one of its lines or one of its sentences is a benchmark's question, but for case and marks."""
+    parts = {text, *text.splitlines(), *re.split(r"(?<=[.?!])\s+", text)}
     return any(question_hash(part) in _known() for part in parts)
