@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test soak test-pythons test-serve test-vllm test-ray test-gpu test-deepspeed test-extras proof lint clean
+.PHONY: help demo test soak test-pythons test-serve test-vllm test-ray test-gpu test-deepspeed test-extras proof tiny-agent eval-tiny-agent lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   install, run three scripted agents on 40 real tasks, write a report"
+	@echo "make demo   install, run a small model and three scripted agents on 40 real tasks, write a report"
 	@echo "make test   install what the tests need and run them"
 	@echo "make soak   the long tests: 1,000 tasks solved twice, 10,000 kernels, kills; an hour"
 	@echo "make test-pythons   kernels of Python 3.12 and 3.13, and of ipykernel 6"
@@ -18,7 +18,9 @@ help:
 	@echo "make test-deepspeed   fine-tuning in two processes under DeepSpeed ZeRO-2 and ZeRO-3, on the CPU"
 	@echo "make test-gpu     what needs a CUDA device"
 	@echo "make test-extras  the pinned sets of the extras resolve"
-	@echo "make proof SEED=0   a small agent from random weights, by SFT and then GRPO; one GPU, nine minutes"
+	@echo "make proof SEED=0   a small agent from random weights, by SFT and then GRPO; one GPU"
+	@echo "make tiny-agent   the small model of the package from nothing; one GPU"
+	@echo "make eval-tiny-agent   its pass rates on 500 tasks over real tables"
 	@echo "make lint   ruff and mypy"
 
 $(BIN)/python:
@@ -90,11 +92,22 @@ test-extras: $(BIN)/python
 	  --constraint constraints/cpu.txt ".[$$set]" || exit 1; done
 	@echo "extra vllm"; $(BIN)/python -m pip install --quiet --dry-run --ignore-installed '.[vllm]'
 
-# With a CUDA build of torch: an environment of your own, as in `make proof PROOF=python3`.
+# With a CUDA build of torch: an environment of your own, as in `make proof GPU_PYTHON=python3`.
+GPU_PYTHON ?= $(BIN)/python
 SEED ?= 0
-PROOF ?= $(BIN)/python
 proof:
-	$(PROOF) -m rl.proof --seed $(SEED)
+	$(GPU_PYTHON) -m rl.proof --seed $(SEED)
+
+tiny-agent:
+	OMP_NUM_THREADS=1 $(GPU_PYTHON) -m sft.tiny_agent.data --out runs/tiny-agent/data
+	$(GPU_PYTHON) -m accelerate.commands.launch --config-file sft/accelerate/one-gpu.yaml sft/train.py --recipe tiny-agent-lessons
+	$(GPU_PYTHON) -m accelerate.commands.launch --config-file sft/accelerate/one-gpu.yaml sft/train.py --recipe tiny-agent
+	$(GPU_PYTHON) -m sft.tiny_agent.export runs/tiny-agent/sft jupyter_env/models/tiny_agent
+
+# The pass rates in docs/tiny-agent.md.
+eval-tiny-agent: $(VENV)/installed-agent,tables
+	$(BIN)/jupyter-env tasks generate --n 500 --seed 4000 --out runs/held-out/tasks.jsonl
+	$(BIN)/jupyter-env rollout runs/held-out/tasks.jsonl --agent tiny-agent --name tiny-agent-held-out
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

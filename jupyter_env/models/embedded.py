@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import threading
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files as resource_files
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,28 @@ except ImportError as error:
 NAME = "tiny-agent"
 """What rollouts call it."""
 _FOLDER = Path(str(resource_files("jupyter_env").joinpath("models/tiny_agent")))
+_MAX_BATCH = 8
+"""Replies written at a time: the weights are read once for all of them."""
 _KEPT_CACHES = 8
-"""Conversations whose keys and values are kept: those in work on a small machine. Each holds up to 25 MB."""
+"""Conversations beside them whose keys and values are kept. Each holds up to 25 MB."""
+
+
+@dataclass(eq=False)
+class _Writing:
+    """A reply in work."""
+
+    cache: Cache
+    pending: list[int]
+    """Tokens that the network has not read."""
+    prompt_tokens: int
+    cached_tokens: int
+    draw: np.random.Generator
+    written: list[int] = field(default_factory=list)
+    done: bool = False
 
 
 class EmbeddedModel:
-    """A `chat.Model`.
+    """A `chat.Model`; use it from one event loop at a time. What comes in joins the replies that are being written.
 
     Args:
         folder: of another model of this form; None for the one in the package.
@@ -57,8 +74,10 @@ class EmbeddedModel:
             raise ModelSetupError(f"{folder} holds no model that can run here: {error!r}") from None
         self._end: int | None = self._tokenizer.token_to_id("<|im_end|>")
         self._temperature, self._top_p, self._max_tokens = temperature, top_p, max_tokens
-        self._caches: list[Cache] = []
-        self._busy = threading.Lock()
+        self._idle: list[Cache] = []
+        self._writing: list[_Writing] = []
+        self._waiting: deque[tuple[list[int], int, asyncio.Future[Reply]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
         self._digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         self.name = NAME if folder == _FOLDER else str(folder)
         self.context_tokens: int | None = self._network.room
@@ -84,54 +103,100 @@ class EmbeddedModel:
             raise ContextOverflow(
                 f"{len(prompt)} tokens and {self._max_tokens} for a reply exceed {self._network.room}"
             )
-        reply = await asyncio.to_thread(self._reply, prompt, seed)
-        self.usage += reply.usage
-        return reply
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if self._worker is None or self._worker.done():
+            self._waiting.clear()  # of an event loop that was ended, if anything
+            self._writing.clear()
+            self._worker = asyncio.create_task(self._work())
+        self._waiting.append((prompt, seed, reply))
+        return await reply
 
     def seeded(self, seed: int) -> Model:
-        """This model with a seed: the same conversation then gets the same reply."""
+        """This model with a seed: the same conversation then gets the same reply, but for rounding."""
         return functools.partial(self, seed=seed)
 
     async def check(self) -> None:
         """Nothing can be wrong that loading has not found."""
 
     async def close(self) -> None:
-        """Nothing to stop."""
+        """Stop answering."""
+        if self._worker is not None:
+            self._worker.cancel()
 
-    def _reply(self, prompt: list[int], seed: int) -> Reply:
-        with self._busy:  # the steps are short and hold the interpreter: two at a time would gain nothing
-            cache, known = self._prepared(prompt)
-            draw = np.random.default_rng([seed, len(prompt)])
-            written: list[int] = []
-            scores = self._network.next_logits(prompt[known:], cache)
-            while True:
-                token = self._drawn(scores, draw)
-                if token == self._end or len(written) == self._max_tokens:
-                    break
-                written.append(token)
-                scores = self._network.next_logits([token], cache)
+    async def _work(self) -> None:
+        """Write until nothing waits, all replies together, a token of each at a time."""
+        asked: dict[_Writing, asyncio.Future[Reply]] = {}
+        while self._waiting or asked:
+            while self._waiting and len(asked) < _MAX_BATCH:
+                prompt, seed, future = self._waiting.popleft()
+                if not future.done():  # its episode may have been cancelled
+                    asked[self._begin(prompt, seed)] = future
+            if not asked:
+                continue
+            try:
+                await asyncio.to_thread(self._step, list(asked))
+            except Exception as error:  # out of memory, say: each episode is told, none waits for ever
+                for writing, future in asked.items():
+                    self._writing.remove(writing)  # with its cache, of which nobody knows how far it was filled
+                    if not future.done():
+                        future.set_exception(RuntimeError(f"{self.name} failed: {error!r}"))
+                asked.clear()
+            for writing in [writing for writing in asked if writing.done]:
+                reply, future = self._reply(writing), asked.pop(writing)
+                self.usage += reply.usage
+                if not future.done():
+                    future.set_result(reply)
+
+    def _begin(self, prompt: list[int], seed: int) -> _Writing:
+        cache = self._prepared(prompt)
+        known = len(cache.tokens)
+        draw = np.random.default_rng([seed, len(prompt)])
+        writing = _Writing(cache, prompt[known:], len(prompt), known, draw)
+        self._writing.append(writing)
+        return writing
+
+    def _step(self, batch: list[_Writing]) -> None:
+        """One more token for each."""
+        scores = self._network.next_logits([(writing.pending, writing.cache) for writing in batch])
+        for writing, row in zip(batch, scores, strict=True):
+            token = self._drawn(row, writing.draw)
+            writing.pending = [token]
+            if token == self._end or len(writing.written) == self._max_tokens:
+                writing.done = True
+            else:
+                writing.written.append(token)
+
+    def _reply(self, writing: _Writing) -> Reply:
+        self._writing.remove(writing)
+        self._idle = [*self._idle, writing.cache][-_KEPT_CACHES:]
         return Reply(
-            message={"role": "assistant", "content": self._tokenizer.decode(written, skip_special_tokens=False)},
-            finish_reason="stop" if token == self._end else "length",
-            usage=Usage(requests=1, prompt_tokens=len(prompt), cached_tokens=known, completion_tokens=len(written) + 1),
+            message={
+                "role": "assistant",
+                "content": self._tokenizer.decode(writing.written, skip_special_tokens=False),
+            },
+            finish_reason="stop" if writing.pending == [self._end] else "length",
+            usage=Usage(
+                requests=1,
+                prompt_tokens=writing.prompt_tokens,
+                cached_tokens=writing.cached_tokens,
+                completion_tokens=len(writing.written) + 1,
+            ),
         )
 
-    def _prepared(self, prompt: list[int]) -> tuple[Cache, int]:
-        """A cache that holds as much of the prompt as any conversation so far shares with it, and how much that is."""
+    def _prepared(self, prompt: list[int]) -> Cache:
+        """A cache that holds as much of the prompt as any other conversation has in common with it."""
         best, shared = None, 0
-        for known in self._caches:
+        for known in [*self._idle, *(writing.cache for writing in self._writing)]:
             length = _common(known.tokens, prompt[:-1])
             if length > shared:
                 best, shared = known, length
-        if best is not None and shared == len(best.tokens):  # its own conversation goes on
-            self._caches.remove(best)
-            cache = best
-        else:
-            full = len(self._caches) == _KEPT_CACHES
-            cache = self._caches.pop(0) if full else self._network.cache()  # the one that has waited longest
-            cache.copy_prefix(best or cache, shared)
-        self._caches.append(cache)
-        return cache, len(cache.tokens)
+        if best in self._idle and best is not None and shared == len(best.tokens):  # its own conversation goes on
+            self._idle.remove(best)
+            return best
+        full = len(self._idle) == _KEPT_CACHES
+        cache = self._idle.pop(0) if full else self._network.cache()  # the one that has waited longest
+        cache.copy_prefix(best or cache, shared)
+        return cache
 
     def _drawn(self, scores: Array, draw: np.random.Generator) -> int:
         if self._temperature <= 0:

@@ -1,8 +1,10 @@
 """Qwen3 in numpy, for models of a few million weights: no torch, no compiler, a few milliseconds a token.
 
-Covered: dense Qwen3 in float16 or float32 safetensors, one sequence at a time, a cache of keys and values.
-Not covered: batches, quantised weights, other architectures. At this size a step is bound by the number of numpy
-calls rather than by arithmetic, so that weights used together are stored together.
+Covered: dense Qwen3 in float16 or float32 safetensors, any number of sequences in a step, each with a cache of its
+keys and values. Not covered: quantised weights, other architectures.
+
+At this size a step is bound by the number of numpy calls and by reading the weights, not by arithmetic: weights that
+are used together are stored together, and the tokens of all sequences go through them as one matrix.
 """
 
 from __future__ import annotations
@@ -63,49 +65,80 @@ class NumpyQwen3:
         return Cache(len(self._layers), self._kv_heads, self.room, self._width)
 
     def logits(self, tokens: list[int], cache: Cache) -> Array:
-        """Read more tokens; scores of what comes after each of them, of shape (tokens, vocabulary).
+        """Read more tokens of one sequence; scores of what comes after each of them, of shape (tokens, vocabulary).
 
         Raises:
             ValueError: the cache has no room for them.
         """
-        return self._hidden(tokens, cache) @ self._head.T
+        return self._hidden([(tokens, cache)]) @ self._head.T
 
-    def next_logits(self, tokens: list[int], cache: Cache) -> Array:
-        """As `logits`, for the last token alone."""
-        scores: Array = self._hidden(tokens, cache)[-1] @ self._head.T
+    def next_logits(self, sequences: list[tuple[list[int], Cache]]) -> Array:
+        """Read more tokens of each sequence, one or more; scores of what comes after the last of each.
+
+        Returns:
+            Of shape (sequences, vocabulary).
+        """
+        last = np.cumsum([len(tokens) for tokens, _ in sequences]) - 1
+        scores: Array = self._hidden(sequences)[last] @ self._head.T
         return scores
 
-    def _hidden(self, tokens: list[int], cache: Cache) -> Array:
-        start, end = len(cache.tokens), len(cache.tokens) + len(tokens)
-        if end > self.room:
-            raise ValueError(f"{end} tokens exceed the model's {self.room}")
-        cache.tokens += tokens
-        hidden = self._embeddings[tokens]
+    def _hidden(self, sequences: list[tuple[list[int], Cache]]) -> Array:
+        """The last layer's output for the new tokens of all sequences, one after the other."""
+        places: list[tuple[int, int, Cache]] = []
+        for tokens, cache in sequences:
+            start, end = len(cache.tokens), len(cache.tokens) + len(tokens)
+            if end > self.room:
+                raise ValueError(f"{end} tokens exceed the model's {self.room}")
+            places.append((start, end, cache))
+        hidden = self._embeddings[[token for tokens, _ in sequences for token in tokens]]
+        positions = np.concatenate([np.arange(start, end) for start, end, _ in places])
+        cosines, sines = self._cosines[positions], self._sines[positions]
         for index, layer in enumerate(self._layers):
-            hidden = hidden + self._attend(_normed(hidden, layer["before"], self._epsilon), layer, cache, index, start)
+            hidden = hidden + self._attend(hidden, layer, index, places, cosines, sines) @ layer["out"]
             gate, up = np.split(_normed(hidden, layer["between"], self._epsilon) @ layer["gate_up"], 2, axis=-1)
             hidden = hidden + (gate / (1 + np.exp(-gate)) * up) @ layer["down"]
+        for tokens, cache in sequences:
+            cache.tokens += tokens
         return _normed(hidden, self._norm, self._epsilon)
 
-    def _attend(self, hidden: Array, layer: dict[str, Array], cache: Cache, index: int, start: int) -> Array:
-        """Causal attention of the new tokens to all so far; the heads of a group share keys and values."""
-        count, end = len(hidden), start + len(hidden)
-        merged = (hidden @ layer["qkv"]).reshape(count, -1, self._width).transpose(1, 0, 2)
-        queries, keys, values = np.split(merged, (self._heads, self._heads + self._kv_heads))
-        cosines, sines = self._cosines[start:end], self._sines[start:end]
+    def _attend(
+        self,
+        hidden: Array,
+        layer: dict[str, Array],
+        index: int,
+        places: list[tuple[int, int, Cache]],
+        cosines: Array,
+        sines: Array,
+    ) -> Array:
+        """Causal attention of each sequence's new tokens to all of its own, of shape (tokens, heads * width)."""
+        count = len(hidden)
+        merged = _normed(hidden, layer["before"], self._epsilon) @ layer["qkv"]
+        queries, keys, values = np.split(
+            merged.reshape(count, -1, self._width).transpose(1, 0, 2), (self._heads, self._heads + self._kv_heads)
+        )
         queries = _rotated(_normed(queries, layer["q_norm"], self._epsilon), cosines, sines)
-        cache.keys[index, :, start:end] = _rotated(_normed(keys, layer["k_norm"], self._epsilon), cosines, sines)
-        cache.values[index, :, start:end] = values
+        keys = _rotated(_normed(keys, layer["k_norm"], self._epsilon), cosines, sines)
+        mixed = np.empty((self._heads, count, self._width), np.float32)
+        first = 0
+        for start, end, cache in places:
+            last = first + end - start
+            cache.keys[index, :, start:end] = keys[:, first:last]
+            cache.values[index, :, start:end] = values[:, first:last]
+            mixed[:, first:last] = self._mix(queries[:, first:last], cache, index, start, end)
+            first = last
+        return mixed.transpose(1, 0, 2).reshape(count, -1)
+
+    def _mix(self, queries: Array, cache: Cache, index: int, start: int, end: int) -> Array:
+        """Of one sequence; the heads of a group share keys and values."""
         grouped = queries.reshape(self._kv_heads, -1, self._width)
         scores = grouped @ cache.keys[index, :, :end].transpose(0, 2, 1) * self._width**-0.5
-        if count > 1:
-            unseen = np.triu(np.full((count, end), -np.inf, np.float32), start + 1)
+        if end - start > 1:
+            unseen = np.triu(np.full((end - start, end), -np.inf, np.float32), start + 1)
             scores += np.tile(unseen, (self._heads // self._kv_heads, 1))
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
-        mixed = (scores @ cache.values[index, :, :end]).reshape(self._heads, count, self._width)
-        output: Array = mixed.transpose(1, 0, 2).reshape(count, -1) @ layer["out"]
-        return output
+        mixed: Array = (scores @ cache.values[index, :, :end]).reshape(self._heads, end - start, self._width)
+        return mixed
 
 
 def _layer(weights: dict[str, Array], prefix: str) -> dict[str, Array]:

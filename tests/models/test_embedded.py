@@ -59,6 +59,20 @@ def test_a_reply_is_the_same_whatever_was_asked_before() -> None:
     assert alone.usage.cached_tokens == 0
 
 
+def test_replies_are_written_together() -> None:
+    """As many as come, also more than a batch holds; each is the one that it would be alone."""
+    model = EmbeddedModel(temperature=0)
+    asked = [[ASKED[0], {"role": "user", "content": f"{ASKED[1]['content']} {number}"}] for number in range(11)]
+
+    async def ask_all() -> list[Reply]:
+        return list(await asyncio.gather(*(model(messages, tool_schemas()) for messages in asked)))
+
+    together = asyncio.run(ask_all())
+    alone = [ask(EmbeddedModel(temperature=0), messages) for messages in (asked[0], asked[-1])]
+    assert [together[0].message, together[-1].message] == [reply.message for reply in alone]
+    assert model.usage.requests == 11
+
+
 def test_a_conversation_goes_on_where_it_was() -> None:
     model = EmbeddedModel(temperature=0)
     first = ask(model, ASKED)
