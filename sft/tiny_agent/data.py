@@ -50,10 +50,10 @@ _FOR_TOKENIZER = 4
 """Seeds whose conversations the tokenizer learns from."""
 
 
-def lessons_of(seed: int) -> list[list[Message]]:
+def lessons_of(seed: int, datasets: int = 12) -> list[list[Message]]:
     """Copying lessons and questions with their code, mixed."""
     rng = Random(f"lesson mix {seed}")
-    lessons = [*question_lessons(seed), *(copy_lesson(rng) for _ in range(_COPIES))]
+    lessons = [*question_lessons(seed, datasets), *(copy_lesson(rng) for _ in range(_COPIES))]
     rng.shuffle(lessons)
     return lessons
 

@@ -98,9 +98,9 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_it_answers_questions_about_tables_it_has_never_seen(tmp_path: Path) -> None:
-    pool = TaskPool.procedural(24, seed=11).filter(lambda task: task.level in ("easy", "medium"))
+    pool = TaskPool.procedural(16, seed=11).filter(lambda task: task.level in ("easy", "hard"))
     model = EmbeddedModel(temperature=0)
     agents = {"tiny": lambda task, seed: model.seeded(seed)}
     records = asyncio.run(rollout(plan(pool, ["tiny"], 1), pool, agents, tmp_path / "episodes.jsonl", concurrency=2))
-    assert len(records) == 12
-    assert sum(record.reward == 1.0 for record in records) >= 7
+    assert len(records) == 8
+    assert sum(record.reward == 1.0 for record in records) >= 4

@@ -2,25 +2,29 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jupyter_env import TaskPool
 from jupyter_env.action import tool_schemas
 from jupyter_env.chat import Reply, render
 from jupyter_env.rollout import plan, rollout
-from sft.tiny_agent.data import write_base, write_data
+from sft.tiny_agent import data
+from sft.tiny_agent.data import lessons_of, write_base, write_data
 from sft.tiny_agent.lessons import copy_lesson, question_lessons
 from sft.tiny_agent.tokenizer import train_tokenizer
-from sft.tiny_agent.traces import trace
+from sft.tiny_agent.traces import make_traces, trace
 from sft.tiny_agent.words import column_name, value
 
 
 def test_a_trace_is_what_a_real_kernel_gives(tmp_path: Path) -> None:
     """The calls of made traces, repeated by an agent in real kernels, give the very same conversations."""
-    pool = TaskPool.procedural(24, seed=3)
+    pool = TaskPool.procedural(8, seed=3)
     pool.copy_data(tmp_path / "data")
     with contextlib.chdir(tmp_path):
         made = {task.id: trace(task, tmp_path / "data") for task in pool}
@@ -34,7 +38,7 @@ def test_a_trace_is_what_a_real_kernel_gives(tmp_path: Path) -> None:
     records = asyncio.run(
         rollout(plan(pool, ["repeats"], 1), pool, {"repeats": repeats}, tmp_path / "episodes.jsonl", concurrency=2)
     )
-    assert len(records) == 24
+    assert len(records) == 8
     assert all(record.reward == 1.0 for record in records)
     for record in records:
         assert render(record.messages, tool_schemas()) == render(made[record.task_id], tool_schemas())
@@ -72,15 +76,20 @@ def test_the_code_of_a_lesson_uses_what_its_question_names() -> None:
     assert named == len(lessons)
 
 
-def test_the_same_seed_gives_the_same_data_on_any_number_of_processes(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_data_on_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "make_traces", functools.partial(make_traces, datasets=2, per_table=10))
+    monkeypatch.setattr(data, "lessons_of", functools.partial(lessons_of, datasets=2))
+    monkeypatch.setattr(data, "_FOR_TOKENIZER", 2)
     for folder, workers in (("one", 1), ("two", 2)):
-        write_data(tmp_path / folder, lessons=400, traces=60, seed=2, workers=workers)
+        write_data(tmp_path / folder, lessons=700, traces=60, seed=2, workers=workers)
     write_base(tmp_path / "base", seed=2)
     for name in ("lessons.jsonl", "traces.jsonl"):
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two
         rows = [json.loads(line) for line in one.splitlines()]
-        assert len({row["id"] for row in rows}) == len(rows) == (400 if name == "lessons.jsonl" else 60)
+        assert len({row["id"] for row in rows}) == len(rows) == (700 if name == "lessons.jsonl" else 60)
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     assert config["vocab_size"] == 1536
     assert config["eos_token_id"] == 2
