@@ -30,11 +30,12 @@ def test_demo_writes_a_run_that_can_be_viewed(tmp_path: Path) -> None:
     done = cli("demo", "--tasks", "4", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["episodes"] == 12
+    assert result["episodes"] == 16
+    assert set(result["pass_rates"]) == {"tiny-agent", "oracle", "guess", "peek"}
     assert result["pass_rates"]["oracle"]["all"]["rate"] == 1.0
     run = tmp_path / result["run"]
-    assert len((run / "episodes.jsonl").read_text().splitlines()) == 12
-    assert len(list((run / "notebooks").glob("*.ipynb"))) == 12
+    assert len((run / "episodes.jsonl").read_text().splitlines()) == 16
+    assert len(list((run / "notebooks").glob("*.ipynb"))) == 16
     (run / "report.html").unlink()
     viewed = cli("view", result["run"], "--no-browser", cwd=tmp_path)
     assert viewed.returncode == 0 and (run / "report.html").exists()

@@ -66,7 +66,7 @@ def test_rollout_eval_and_compare(folder: Path, server: ScriptedServer) -> None:
     assert score["pass_at"]["8"] == pytest.approx(2 / 3) and score["failures"] == {"wrong answer": 16}
     shown = cli("eval", "runs/first", cwd=folder)
     assert "pass@8" in shown.stdout and "2 configurations" in shown.stderr
-    cli("rollout", "pool.jsonl", "--name", "oracle", "--no-reports", cwd=folder)
+    cli("rollout", "pool.jsonl", "--agent", "oracle", "--name", "oracle", "--no-reports", cwd=folder)
     compared = json.loads(cli("compare", "runs/first", "runs/oracle", "--json", cwd=folder).stdout)
     assert compared["tasks"] == 3 and compared["difference"] == pytest.approx(2 / 3)
     assert "second alone ahead" in cli("compare", "runs/first", "runs/oracle", cwd=folder).stdout
@@ -86,13 +86,13 @@ def test_rollout_eval_and_compare(folder: Path, server: ScriptedServer) -> None:
         (("--name", "x", "--mix"), "--mix goes with"),
         (("pool.jsonl",), "give one pool"),
         (("--ray", "127.0.0.1:9", "--local"), "give one of them"),
-        (("--model", "nowhere/at-all", "--local"), "at-all"),
+        (("--model", "./nowhere/at-all", "--local"), "at-all"),
     ],
 )
 def test_bad_input_is_one_plain_message(
     folder: Path, server: ScriptedServer, options: tuple[str, ...], message: str
 ) -> None:
-    if "nowhere/at-all" in options:
+    if "./nowhere/at-all" in options:
         pytest.importorskip("transformers")
     base = ("rollout", "--pool", "pool.jsonl", "--model", "tiny", "--base-url", server.url)
     failed = cli(*base, *options, cwd=folder)

@@ -190,5 +190,7 @@ def _named(agents: list[str]) -> dict[str, dict[str, Any]]:
 
 def run_demo(pool: TaskPool, folder: Path, concurrency: int | None, json: bool) -> None:
     """The tiny agent and all scripted ones, one episode each on every task of a pool."""
-    run = Run(pool=pool, agents=_named(list(named_agents())), folder=folder, concurrency=concurrency)
+    # Three turns are enough for these questions; the tiny agent goes on after an error without getting anywhere.
+    budget = Budget(max_turns=8)
+    run = Run(pool=pool, agents=_named(list(named_agents())), folder=folder, concurrency=concurrency, budget=budget)
     show(run, roll_out(run), json)

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -58,7 +59,7 @@ def lessons_of(seed: int, datasets: int = 12) -> list[list[Message]]:
     return lessons
 
 
-def write_data(out: Path, lessons: int, traces: int, seed: int, workers: int) -> None:
+def write_data(out: Path, lessons: int, traces: int, seed: int, workers: int, datasets: int = 12) -> None:
     """Write `lessons.jsonl` and `traces.jsonl` to a folder.
 
     Args:
@@ -67,6 +68,7 @@ def write_data(out: Path, lessons: int, traces: int, seed: int, workers: int) ->
         traces: how many whole ones, with the default system prompt and tools.
         seed: of everything.
         workers: processes.
+        datasets: that a process makes at a time.
     """
     out.mkdir(parents=True, exist_ok=True)
     # Fork: a worker starts with pandas loaded, and each has one thread of its own.
@@ -77,8 +79,8 @@ def write_data(out: Path, lessons: int, traces: int, seed: int, workers: int) ->
             for start in itertools.count(seed * 1_000_000, 2 * workers):
                 yield from pool.imap(make, range(start, start + 2 * workers))
 
-        _write(out / "lessons.jsonl", batches(lessons_of), lessons, None, progress)
-        _write(out / "traces.jsonl", batches(make_traces), traces, tool_schemas(), progress)
+        _write(out / "lessons.jsonl", batches(partial(lessons_of, datasets=datasets)), lessons, None, progress)
+        _write(out / "traces.jsonl", batches(partial(make_traces, datasets=datasets)), traces, tool_schemas(), progress)
 
 
 def write_base(folder: Path, seed: int) -> None:

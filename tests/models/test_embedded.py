@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jupyter_env import TaskPool
+from jupyter_env import Budget, TaskPool
 from jupyter_env.action import tool_schemas
 from jupyter_env.chat import ContextOverflow, ModelSetupError, Reply, render
 from jupyter_env.models.embedded import EmbeddedModel, embedded_model
@@ -101,6 +101,7 @@ def test_it_answers_questions_about_tables_it_has_never_seen(tmp_path: Path) -> 
     pool = TaskPool.procedural(16, seed=11).filter(lambda task: task.level in ("easy", "hard"))
     model = EmbeddedModel(temperature=0)
     agents = {"tiny": lambda task, seed: model.seeded(seed)}
-    records = asyncio.run(rollout(plan(pool, ["tiny"], 1), pool, agents, tmp_path / "episodes.jsonl", concurrency=2))
+    out, budget = tmp_path / "episodes.jsonl", Budget(max_turns=5)
+    records = asyncio.run(rollout(plan(pool, ["tiny"], 1), pool, agents, out, budget=budget, concurrency=4))
     assert len(records) == 8
     assert sum(record.reward == 1.0 for record in records) >= 4

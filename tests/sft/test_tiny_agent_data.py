@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import json
 import random
 from pathlib import Path
@@ -15,10 +14,10 @@ from jupyter_env.action import tool_schemas
 from jupyter_env.chat import Reply, render
 from jupyter_env.rollout import plan, rollout
 from sft.tiny_agent import data
-from sft.tiny_agent.data import lessons_of, write_base, write_data
+from sft.tiny_agent.data import write_base, write_data
 from sft.tiny_agent.lessons import copy_lesson, question_lessons
 from sft.tiny_agent.tokenizer import train_tokenizer
-from sft.tiny_agent.traces import make_traces, trace
+from sft.tiny_agent.traces import trace
 from sft.tiny_agent.words import column_name, value
 
 
@@ -79,11 +78,9 @@ def test_the_code_of_a_lesson_uses_what_its_question_names() -> None:
 def test_the_same_seed_gives_the_same_data_on_any_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "make_traces", functools.partial(make_traces, datasets=2, per_table=10))
-    monkeypatch.setattr(data, "lessons_of", functools.partial(lessons_of, datasets=2))
     monkeypatch.setattr(data, "_FOR_TOKENIZER", 2)
     for folder, workers in (("one", 1), ("two", 2)):
-        write_data(tmp_path / folder, lessons=700, traces=60, seed=2, workers=workers)
+        write_data(tmp_path / folder, lessons=700, traces=60, seed=2, workers=workers, datasets=2)
     write_base(tmp_path / "base", seed=2)
     for name in ("lessons.jsonl", "traces.jsonl"):
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
