@@ -23,13 +23,13 @@ class Cache:
     """Keys and values of the tokens so far, of every layer."""
 
     def __init__(self, layers: int, heads: int, room: int, width: int) -> None:
-        self.keys = np.empty((layers, heads, room, width), np.float32)
+        self.keys = np.empty((layers, heads, width, room), np.float32)  # so lies what is multiplied with a query
         self.values = np.empty((layers, heads, room, width), np.float32)
         self.tokens: list[int] = []
 
     def copy_prefix(self, other: Cache, length: int) -> None:
         """Take over the first tokens of another one."""
-        self.keys[:, :, :length] = other.keys[:, :, :length]
+        self.keys[..., :length] = other.keys[..., :length]
         self.values[:, :, :length] = other.values[:, :, :length]
         self.tokens = other.tokens[:length]
 
@@ -122,7 +122,7 @@ class NumpyQwen3:
         first = 0
         for start, end, cache in places:
             last = first + end - start
-            cache.keys[index, :, start:end] = keys[:, first:last]
+            cache.keys[index, :, :, start:end] = keys[:, first:last].transpose(0, 2, 1)
             cache.values[index, :, start:end] = values[:, first:last]
             mixed[:, first:last] = self._mix(queries[:, first:last], cache, index, start, end)
             first = last
@@ -131,11 +131,13 @@ class NumpyQwen3:
     def _mix(self, queries: Array, cache: Cache, index: int, start: int, end: int) -> Array:
         """Of one sequence; the heads of a group share keys and values."""
         grouped = queries.reshape(self._kv_heads, -1, self._width)
-        scores = grouped @ cache.keys[index, :, :end].transpose(0, 2, 1) * self._width**-0.5
+        scores = grouped @ cache.keys[index, :, :, :end]
+        scores *= self._width**-0.5
         if end - start > 1:
             unseen = np.triu(np.full((end - start, end), -np.inf, np.float32), start + 1)
             scores += np.tile(unseen, (self._heads // self._kv_heads, 1))
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
         mixed: Array = (scores @ cache.values[index, :, :end]).reshape(self._heads, end - start, self._width)
         return mixed
