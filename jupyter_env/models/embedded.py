@@ -76,7 +76,7 @@ class EmbeddedModel:
         self._temperature, self._top_p, self._max_tokens = temperature, top_p, max_tokens
         self._idle: list[Cache] = []
         self._writing: list[_Writing] = []
-        self._waiting: deque[tuple[list[int], int, asyncio.Future[Reply]]] = deque()
+        self._waiting: deque[tuple[list[int], np.random.Generator, asyncio.Future[Reply]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         self.name = NAME if folder == _FOLDER else str(folder)
@@ -103,12 +103,13 @@ class EmbeddedModel:
             raise ContextOverflow(
                 f"{len(prompt)} tokens and {self._max_tokens} for a reply exceed {self._network.room}"
             )
+        draw = np.random.default_rng([seed, len(prompt)])
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         if self._worker is None or self._worker.done():
             self._waiting.clear()  # of an event loop that was ended, if anything
             self._writing.clear()
             self._worker = asyncio.create_task(self._work())
-        self._waiting.append((prompt, seed, reply))
+        self._waiting.append((prompt, draw, reply))
         return await reply
 
     def seeded(self, seed: int) -> Model:
@@ -126,31 +127,32 @@ class EmbeddedModel:
     async def _work(self) -> None:
         """Write until nothing waits, all replies together, a token of each at a time."""
         asked: dict[_Writing, asyncio.Future[Reply]] = {}
-        while self._waiting or asked:
-            while self._waiting and len(asked) < _MAX_BATCH:
-                prompt, seed, future = self._waiting.popleft()
-                if not future.done():  # its episode may have been cancelled
-                    asked[self._begin(prompt, seed)] = future
-            if not asked:
-                continue
-            try:
-                await asyncio.to_thread(self._step, list(asked))
-            except Exception as error:  # out of memory, say: each episode is told, none waits for ever
-                for writing, future in asked.items():
-                    self._writing.remove(writing)  # with its cache, of which nobody knows how far it was filled
+        try:
+            while self._waiting or asked:
+                while self._waiting and len(asked) < _MAX_BATCH:
+                    prompt, draw, future = self._waiting[0]
+                    if not future.done():  # its episode may have been cancelled
+                        asked[self._begin(prompt, draw)] = future
+                    self._waiting.popleft()
+                if asked:
+                    await asyncio.to_thread(self._step, list(asked))
+                for writing in [writing for writing in asked if writing.done]:
+                    reply, future = self._reply(writing), asked.pop(writing)
+                    self.usage += reply.usage
                     if not future.done():
-                        future.set_exception(RuntimeError(f"{self.name} failed: {error!r}"))
-                asked.clear()
-            for writing in [writing for writing in asked if writing.done]:
-                reply, future = self._reply(writing), asked.pop(writing)
-                self.usage += reply.usage
+                        future.set_result(reply)
+        except BaseException as error:  # out of memory, say, or closed: each episode is told, none waits for ever
+            for future in (*asked.values(), *(future for _, _, future in self._waiting)):
                 if not future.done():
-                    future.set_result(reply)
+                    future.set_exception(RuntimeError(f"{self.name} stopped: {error!r}"))
+            self._waiting.clear()
+            self._writing.clear()  # with their caches, of which nobody knows how far they were filled
+            if not isinstance(error, Exception):
+                raise
 
-    def _begin(self, prompt: list[int], seed: int) -> _Writing:
+    def _begin(self, prompt: list[int], draw: np.random.Generator) -> _Writing:
         cache = self._prepared(prompt)
         known = len(cache.tokens)
-        draw = np.random.default_rng([seed, len(prompt)])
         writing = _Writing(cache, prompt[known:], len(prompt), known, draw)
         self._writing.append(writing)
         return writing

@@ -131,7 +131,7 @@ class NumpyQwen3:
     def _mix(self, queries: Array, cache: Cache, index: int, start: int, end: int) -> Array:
         """Of one sequence; the heads of a group share keys and values."""
         grouped = queries.reshape(self._kv_heads, -1, self._width)
-        scores = grouped @ cache.keys[index, :, :, :end]
+        scores: Array = grouped @ cache.keys[index, :, :, :end]
         scores *= self._width**-0.5
         if end - start > 1:
             unseen = np.triu(np.full((end - start, end), -np.inf, np.float32), start + 1)

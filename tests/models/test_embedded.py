@@ -89,6 +89,18 @@ def test_what_it_cannot_read_is_said() -> None:
         EmbeddedModel(Path("/nowhere"))
 
 
+def test_a_failure_is_told_to_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EmbeddedModel(temperature=0)
+
+    async def ask_all() -> list[Reply | BaseException]:
+        return await asyncio.gather(*(model(ASKED, tool_schemas()) for _ in range(10)), return_exceptions=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NumpyQwen3, "next_logits", lambda *_: 1 / 0)
+        assert all("ZeroDivisionError" in str(result) for result in asyncio.run(ask_all()))
+    assert ask(model, ASKED).finish_reason == "stop"  # it goes on with the next
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
