@@ -145,6 +145,46 @@ def test_what_the_model_writes_stays_text(browser: Any, address: str) -> None:
         assert page.locator("#cells img, #result img").count() == 0
 
 
+LOOKING = """#!{python}
+# A browser that holds its caller, as those in a terminal do: it follows the page that it is given.
+import json, os, pathlib, re, sys, time, urllib.request
+given = sys.argv[1]
+path = pathlib.Path(given.removeprefix("file://"))
+found = {{"given": given, "modes": [path.parent.stat().st_mode & 0o777, path.stat().st_mode & 0o777]}}
+address = re.search('url=([^"]+)', path.read_text())[1]
+found["status"] = urllib.request.urlopen(address, timeout=10).status
+pathlib.Path({out!r} + ".part").write_text(json.dumps({{**found, "address": address}}))
+os.rename({out!r} + ".part", {out!r})
+try:
+    while urllib.request.urlopen(address, timeout=10):
+        time.sleep(0.1)
+except OSError:
+    pass
+"""
+
+
+def test_the_browser_is_given_no_secret_and_holds_nothing_up(tmp_path: Path) -> None:
+    """Its command line can be read by all users of the machine."""
+    out, looking = tmp_path / "found.json", tmp_path / "looking"
+    looking.write_text(LOOKING.format(python=sys.executable, out=str(out)))
+    looking.chmod(0o755)
+    with ScriptedServer(behave) as server:
+        command = [sys.executable, "-c", "from jupyter_env.cli import main; main()"]
+        command += ["watch", "--model", "tiny", "--base-url", server.url]
+        env = {**os.environ, "COLUMNS": "200", "BROWSER": str(looking)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+            try:
+                until(out.exists, 30)
+            finally:
+                process.terminate()
+                said = process.communicate(timeout=20)[0]
+    found = json.loads(out.read_text())
+    assert found["status"] == 200 and found["address"] in said and found["modes"] == [0o700, 0o600]
+    token = found["address"].split("/")[3]
+    assert len(token) == 32 and token not in found["given"]
+    assert not Path(found["given"].removeprefix("file://")).parent.exists()
+
+
 def request(address: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
     _, _, host, token, _ = address.split("/")
     connection = http.client.HTTPConnection(host, timeout=10)
