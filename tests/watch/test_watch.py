@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -115,6 +116,8 @@ def test_stop_ends_the_running_cell(browser: Any, address: str) -> None:
         page.wait_for_selector("#result:visible")
         assert time.monotonic() - began < 10
         assert "agent stopped" in page.inner_text("#status") and "gave no answer" in page.inner_text("#result")
+        assert page.inner_text("#cells .badge") == "stopped" and "time.sleep(50)" in page.inner_text("#cells .code")
+        assert '"arguments"' not in page.inner_text("#cells")
         assert page.is_enabled("#run") and page.is_disabled("#stop")
 
 
@@ -123,6 +126,40 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, tmp_path: Path) -> 
         ask(page, "something broken")
         page.wait_for_selector("#result:visible")
         assert "no such thing" in page.inner_text("#problem")
+
+
+def test_an_episode_waits_for_all_files_that_are_picked(browser: Any, address: str, tmp_path: Path) -> None:
+    held: list[Any] = []
+    with opened(browser, address) as page:
+        page.route("**/files?*", lambda route: held.append(route))
+        page.set_input_files("#files", [table(tmp_path, "first.csv"), table(tmp_path, "second.csv")])
+        until(lambda: page.is_disabled("#run") and len(held) == 1)
+        page.set_input_files("#files", table(tmp_path, "third.csv"))  # while the first are being sent
+        until(lambda: page.is_disabled("#run") and len(held) == 2)
+
+        def all_sent() -> bool:
+            while held:
+                held.pop().continue_()
+            return bool(page.locator("#uploaded li").count() == 3)
+
+        until(all_sent)
+        until(lambda: bool(page.is_enabled("#run")))
+        assert sorted(page.locator("#uploaded li").all_inner_texts()) == [
+            "data/first.csv",
+            "data/second.csv",
+            "data/third.csv",
+        ]
+        assert page.is_disabled("#stop")
+
+
+def test_one_refused_file_of_several_is_named(browser: Any, address: str, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    page.set_input_files("#files", [table(tmp_path, "large.csv", "x" * 20_000), table(tmp_path, "good.csv")])
+    page.wait_for_selector("#uploaded li")
+    until(lambda: page.is_enabled("#run"))
+    assert "large.csv is larger" in page.inner_text("#problem")
+    page.close()
 
 
 def test_uploads_are_refused_with_words(browser: Any, address: str, tmp_path: Path) -> None:
@@ -220,6 +257,25 @@ def test_names_and_sizes_of_uploads_are_not_trusted(address: str) -> None:
     for bad in ('{"question": ', '{"question": 3}', '{"question": " "}', '{"question": "q", "answer": "42"}', "\xff"):
         assert request(address, "POST", "/TOKEN/episodes", bad.encode("latin-1"))[0] == 400, bad
     assert request(address, "POST", "/TOKEN/episodes", json.dumps({"question": "q" * 200_000}))[0] == 413
+
+
+def test_events_after_a_number_that_never_was(address: str) -> None:
+    """They end with the episode, and until then the server rests."""
+    started = request(address, "POST", "/TOKEN/episodes", json.dumps({"question": "Wait for ever"}))
+    events = f"/TOKEN/episodes/{json.loads(started[1])['id']}/events"
+    connection = http.client.HTTPConnection(address.split("/")[2], timeout=1)
+    connection.request("GET", events.replace("TOKEN", address.split("/")[3]), headers={"Last-Event-ID": "999"})
+    response, told = connection.getresponse(), 0
+    began = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        while time.monotonic() - began < 5:
+            told += len(response.read1())
+    assert told < 1000  # a word for each event that came
+    connection.close()
+    assert request(address, "POST", events.replace("/events", "/stop"))[0] == 200
+    assert request(address, "GET", events, **{"Last-Event-ID": "999"}) == (200, b"")
+    status, body = request(address, "GET", events)
+    assert status == 200 and b"event: end" in body
 
 
 @pytest.mark.parametrize(
