@@ -230,10 +230,10 @@ class ServerModel:
         if self._client.api_key != NO_KEY:
             said = said.replace(self._client.api_key, "(the key)")  # some servers repeat it
         if status in (401, 403):
-            refused = "wants a key, and there was none" if self._client.api_key == NO_KEY else "refused the key"
+            none = " None was sent." if self._client.api_key == NO_KEY else ""
             raise ModelSetupError(
-                f"{self._address} {refused} (HTTP {status}): {said}. Set OPENAI_API_KEY, or name the variable "
-                "that holds the key, and set that"
+                f"{self._address} refused the key (HTTP {status}): {said}.{none} Set OPENAI_API_KEY, or name the "
+                "variable that holds the key, and set that"
             ) from None
         if status == 404:
             names = [str(card.get("id")) for card in await self._cards()]
