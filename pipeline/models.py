@@ -25,6 +25,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     start_timeout_s: float = 1800.0
     """Loading 480B weights from a shared disk takes a quarter of an hour."""
     api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable with the servers' key; no key is sent where it is not set."""
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int = 4096
@@ -81,7 +82,7 @@ class EndpointPool:
             ServerModel(
                 settings.name,
                 url,
-                api_key=os.environ.get(settings.api_key_env),
+                api_key=os.environ.get(settings.api_key_env, ""),
                 sampling=sampling,
                 concurrency=concurrency,
                 timeout_s=settings.timeout_s,

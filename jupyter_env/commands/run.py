@@ -65,7 +65,7 @@ class ModelSpec:
         return ServerModel(
             self.name,
             self.base_url,
-            api_key=os.environ.get(self.api_key_env),
+            api_key=os.environ.get(self.api_key_env, ""),
             sampling=Sampling(**self.sampling),
             concurrency=self.concurrency,
             tools_as_text=self.tools_as_text,

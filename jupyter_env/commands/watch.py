@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import webbrowser
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -54,6 +54,7 @@ def watch_command(
     budget = Budget(max_turns=max_turns, cell_timeout_s=cell_timeout)
 
     async def serve() -> None:
+        from jupyter_env.watch.opening import opened_in_browser
         from jupyter_env.watch.server import Watch
         from jupyter_env.watch.uploads import UploadLimits
 
@@ -76,9 +77,10 @@ def watch_command(
             config = uvicorn.Config(watch.app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
             address = f"http://127.0.0.1:{listener.getsockname()[1]}/{watch.token}/"
             out.print(f"Watch at {address}", soft_wrap=True)
-            if browser and not webbrowser.open(address):
-                err.print("No browser could be opened; open the address yourself.")
-            await uvicorn.Server(config).serve(sockets=[listener])
+            with ExitStack() as page:
+                if browser:
+                    page.enter_context(opened_in_browser(address, _no_browser))
+                await uvicorn.Server(config).serve(sockets=[listener])
         finally:
             await connected.close()
 
@@ -88,3 +90,7 @@ def watch_command(
         raise TaskError(f"port {port} of 127.0.0.1 cannot be used: {error}; give another --port") from None
     with listener:
         asyncio.run(serve())
+
+
+def _no_browser() -> None:
+    err.print("No browser could be opened; open the address yourself.")

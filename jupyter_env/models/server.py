@@ -68,7 +68,8 @@ class ServerModel:
     Args:
         name: as the server knows the model.
         base_url: such as `http://localhost:8000/v1`; None for OpenAI's.
-        api_key: None reads `OPENAI_API_KEY`; local servers mostly want none.
+        api_key: None reads `OPENAI_API_KEY`; an empty text sends none, which is what local servers mostly want. Give
+            that where a variable that the user named is not set: OpenAI's key is nothing for other servers.
         sampling: see `Sampling`.
         concurrency: requests at a time; more wait here. 64 keeps one vLLM GPU busy without filling its queue.
         timeout_s: of one request, from sending it to the last byte: a long thought takes minutes.
@@ -99,8 +100,8 @@ class ServerModel:
         self._max_retries = max_retries
         self._tools_as_text = tools_as_text
         self._reasoning_field = "reasoning_content"
-        key = api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY
-        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout_s)
+        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
+        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key or NO_KEY, max_retries=0, timeout=timeout_s)
 
     @property
     def _address(self) -> str:
@@ -229,9 +230,10 @@ class ServerModel:
         if self._client.api_key != NO_KEY:
             said = said.replace(self._client.api_key, "(the key)")  # some servers repeat it
         if status in (401, 403):
+            none = " None was sent." if self._client.api_key == NO_KEY else ""
             raise ModelSetupError(
-                f"{self._address} refused the key (HTTP {status}): {said}. Set OPENAI_API_KEY, or name the variable "
-                "that holds the key"
+                f"{self._address} refused the key (HTTP {status}): {said}.{none} Set OPENAI_API_KEY, or name the "
+                "variable that holds the key, and set that"
             ) from None
         if status == 404:
             names = [str(card.get("id")) for card in await self._cards()]

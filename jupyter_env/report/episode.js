@@ -97,6 +97,7 @@ function stepBlock(step, episode, link = null, longest = 0) {
     answer: () => el("span", "badge " + LOOKS[episode.outcome][0], "final answer"),
     malformed: () => el("span", "badge none", "malformed"),
     lost: () => el("span", "badge machine", "machine failure"),
+    stopped: () => el("span", "badge none", "stopped"),
   }[step.kind]();
   const name = link === null ? "Turn " + step.turn : el("a", "", "Turn " + step.turn);
   if (link !== null) name.href = link;

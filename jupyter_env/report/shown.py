@@ -22,6 +22,8 @@ _COPIED = (
     *("id", "task_id", "question", "guidelines", "files", "level", "dataset", "provenance", "agent", "seed"),
     *("turns", "malformed_turns", "answer", "expected", "error", "duration_s", "cell_s"),
 )
+_LAST = {"answered": "answer", "infrastructure_error": "lost"}
+"""Kind of a last message that nothing followed, by stop reason; else it is `stopped`: its cell was running."""
 _BASE64 = re.compile("(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 _FENCE = re.compile(r"^```(?:python|py)[ \t]*\n.*?^```[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -58,8 +60,8 @@ def _steps(record: EpisodeRecord, first: int) -> list[dict[str, Any]]:
         step = {"turn": turn, "kind": "malformed", "observation": observation, **_said(record.messages[start])}
         if turn in cells:
             step |= _ran(cells[turn], step)
-        elif not observation and record.stop_reason in ("answered", "infrastructure_error"):
-            step["kind"] = "answer" if record.stop_reason == "answered" else "lost"
+        elif not observation and end == len(record.messages):  # a malformed message is told what is wrong with it
+            step["kind"] = _LAST.get(record.stop_reason or "", "stopped")
         steps.append(step)
     return steps
 

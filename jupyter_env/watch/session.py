@@ -83,7 +83,9 @@ class Session:
         """Numbered events from the one after `after` to the end; None when nothing happened for `quiet_s`."""
         while True:
             async with self._more:
-                if len(self._events) == after:
+                if after >= len(self._events):  # a browser may name a number that never was
+                    if self.ended:
+                        return
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(quiet_s):
                             await self._more.wait()

@@ -52,7 +52,12 @@ class Uploads:
         self._sizes[name] = 0  # taken, so that two uploads at once do not share it
         path = self.folder / name
         try:
-            with path.open("xb") as file:
+            file = path.open("xb")
+        except BaseException:  # what is there is none of this upload's
+            del self._sizes[name]
+            raise
+        try:
+            with file:
                 async for chunk in chunks:
                     self._sizes[name] += len(chunk)
                     self._check_size(name)
@@ -73,9 +78,11 @@ class Uploads:
             raise Refused(f"all files together are over {self._limits.max_total_bytes / 1e6:,.3g} MB", 413)
 
     def _free_name(self, name: str) -> str:
+        """This name, numbered where it is taken; macOS and Windows take `Data.csv` and `data.csv` for one file."""
+        taken = {name.casefold() for name in self._sizes}
         stem, suffix = Path(name).stem, Path(name).suffix
         names = [name, *(f"{stem}-{number}{suffix}" for number in range(2, self._limits.max_files + 2))]
-        return next(free for free in names if free not in self._sizes)
+        return next(free for free in names if free.casefold() not in taken)
 
 
 def safe_name(given: str) -> str:

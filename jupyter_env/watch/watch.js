@@ -2,6 +2,9 @@
 "use strict";
 
 const uploaded = [];
+let sending = 0; // picks of files that are on their way
+let problems = []; // of their files
+let asked = false; // whether an episode runs or is being started
 let running = null; // id of the episode
 let source = null;
 let steps = [];
@@ -14,8 +17,13 @@ function say(status, problem = "") {
 }
 
 function setRunning(is) {
-  byId("run").disabled = is;
+  asked = is;
   byId("stop").disabled = !is;
+  allowRun();
+}
+
+function allowRun() { // an episode starts with the files that have arrived, so it waits for all that are picked
+  byId("run").disabled = asked || sending > 0;
 }
 
 async function sent(path, options) {
@@ -26,18 +34,24 @@ async function sent(path, options) {
 }
 
 async function upload() {
-  for (const file of byId("files").files) {
-    say("Sending " + file.name + " …");
+  const picked = [...byId("files").files];
+  byId("files").value = ""; // at once, or it would empty what is picked meanwhile
+  if (sending === 0) problems = [];
+  sending += 1;
+  allowRun();
+  for (const file of picked) {
+    say("Sending " + file.name + " …", problems.join("; "));
     try {
       const { name } = await sent("files?name=" + encodeURIComponent(file.name.toWellFormed()), { method: "PUT", body: file });
       uploaded.push(name);
       byId("uploaded").append(el("li", "", el("code", "", "data/" + name)));
-      say("");
     } catch (error) {
-      say("", error.message);
+      problems.push(error.message);
     }
   }
-  byId("files").value = "";
+  sending -= 1;
+  allowRun();
+  if (sending === 0) say("", problems.join("; "));
 }
 
 async function ask(event) {
@@ -119,8 +133,8 @@ async function stop() {
 byId("files").addEventListener("change", upload);
 byId("ask").addEventListener("submit", ask);
 byId("stop").addEventListener("click", stop);
-if (location.hash.length > 1) {
+setRunning(location.hash.length > 1); // said in either case: Firefox keeps buttons as they were before a reload
+if (asked) {
   running = location.hash.slice(1);
-  setRunning(true);
   follow(running);
 }

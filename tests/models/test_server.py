@@ -248,6 +248,34 @@ async def test_the_key_appears_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "sk-hush" not in caplog.text
 
 
+@pytest.mark.parametrize(("variable", "sent"), [("TEACHER_KEY", "none"), ("OPENAI_API_KEY", "sk-mine")])
+async def test_a_key_goes_only_where_it_was_meant_to(variable: str, sent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named variable that is not set, or misspelt, must not bring OpenAI's key to another server."""
+    from jupyter_env.commands.run import ModelSpec
+    from pipeline.models import EndpointPool, ModelSettings
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    monkeypatch.delenv("TEACHER_KEY", raising=False)
+    with ScriptedServer(lambda body, number: answered("1")) as server:
+        model = ModelSpec("tiny", server.url, api_key_env=variable).connect()
+        await model(MESSAGES)
+        await model.close()
+        pool = EndpointPool(ModelSettings(name="tiny", api_key_env=variable), [server.url], concurrency=1)
+        await pool.ask("", MESSAGES)
+        await pool.close()
+        assert [headers["authorization"] for headers in server.headers] == [f"Bearer {sent}"] * 2
+
+
+async def test_a_missing_key_is_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    refusal = error(401, "who are you?")
+    with (
+        ScriptedServer(lambda body, number: refusal) as server,
+        pytest.raises(ModelSetupError, match="None was sent"),
+    ):
+        await ask(server)
+
+
 async def test_tools_can_be_written_as_text_for_servers_that_know_none() -> None:
     from jupyter_env.chat import render
 

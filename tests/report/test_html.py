@@ -15,8 +15,9 @@ import pytest
 from example_records import Recorder, display, error, png, realistic, stream
 from typer.testing import CliRunner
 
+from jupyter_env.action import ExecuteCode
 from jupyter_env.cli import app
-from jupyter_env.episode import EpisodeRecord
+from jupyter_env.episode import EpisodeRecord, StopReason
 from jupyter_env.report.html import write_comparison, write_report
 from jupyter_env.runfile import write_records
 from jupyter_env.task import TaskError
@@ -138,6 +139,15 @@ def test_a_cell_that_the_machine_never_finished(tmp_path: Path) -> None:
     (episode,) = written(tmp_path, [recorder.stop("infrastructure_error", "the disk is full")]).data
     assert episode["outcome"] == "machine failure" and episode["error"] == "the disk is full"
     assert episode["steps"][1]["kind"] == "lost" and episode["steps"][1]["code"] == "print(2)"
+
+
+@pytest.mark.parametrize("reason", ["agent_stopped", "time_limit"])
+def test_a_cell_that_was_running_when_the_episode_was_stopped(tmp_path: Path, reason: StopReason) -> None:
+    recorder = Recorder().malformed("I think.", "Error: the message holds no call.")
+    recorder._say(ExecuteCode(code="print(2)"), "")
+    recorder.stop(reason)
+    steps = written(tmp_path, [recorder.record]).data[0]["steps"]
+    assert [step["kind"] for step in steps] == ["malformed", "stopped"] and steps[1]["code"] == "print(2)"
 
 
 def test_fenced_code_is_not_shown_twice(tmp_path: Path) -> None:

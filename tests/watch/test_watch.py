@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -115,6 +116,8 @@ def test_stop_ends_the_running_cell(browser: Any, address: str) -> None:
         page.wait_for_selector("#result:visible")
         assert time.monotonic() - began < 10
         assert "agent stopped" in page.inner_text("#status") and "gave no answer" in page.inner_text("#result")
+        assert page.inner_text("#cells .badge") == "stopped" and "time.sleep(50)" in page.inner_text("#cells .code")
+        assert '"arguments"' not in page.inner_text("#cells")
         assert page.is_enabled("#run") and page.is_disabled("#stop")
 
 
@@ -123,6 +126,40 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, tmp_path: Path) -> 
         ask(page, "something broken")
         page.wait_for_selector("#result:visible")
         assert "no such thing" in page.inner_text("#problem")
+
+
+def test_an_episode_waits_for_all_files_that_are_picked(browser: Any, address: str, tmp_path: Path) -> None:
+    held: list[Any] = []
+    with opened(browser, address) as page:
+        page.route("**/files?*", lambda route: held.append(route))
+        page.set_input_files("#files", [table(tmp_path, "first.csv"), table(tmp_path, "second.csv")])
+        until(lambda: page.is_disabled("#run") and len(held) == 1)
+        page.set_input_files("#files", table(tmp_path, "third.csv"))  # while the first are being sent
+        until(lambda: page.is_disabled("#run") and len(held) == 2)
+
+        def all_sent() -> bool:
+            while held:
+                held.pop().continue_()
+            return bool(page.locator("#uploaded li").count() == 3)
+
+        until(all_sent)
+        until(lambda: bool(page.is_enabled("#run")))
+        assert sorted(page.locator("#uploaded li").all_inner_texts()) == [
+            "data/first.csv",
+            "data/second.csv",
+            "data/third.csv",
+        ]
+        assert page.is_disabled("#stop")
+
+
+def test_one_refused_file_of_several_is_named(browser: Any, address: str, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    page.set_input_files("#files", [table(tmp_path, "large.csv", "x" * 20_000), table(tmp_path, "good.csv")])
+    page.wait_for_selector("#uploaded li")
+    until(lambda: page.is_enabled("#run"))
+    assert "large.csv is larger" in page.inner_text("#problem")
+    page.close()
 
 
 def test_uploads_are_refused_with_words(browser: Any, address: str, tmp_path: Path) -> None:
@@ -143,6 +180,46 @@ def test_what_the_model_writes_stays_text(browser: Any, address: str) -> None:
         page.wait_for_selector("#result:visible")
         assert page.title() == "An agent at work" and page.inner_text("#result .given").startswith("<img")
         assert page.locator("#cells img, #result img").count() == 0
+
+
+LOOKING = """#!{python}
+# A browser that holds its caller, as those in a terminal do: it follows the page that it is given.
+import json, os, pathlib, re, sys, time, urllib.request
+given = sys.argv[1]
+path = pathlib.Path(given.removeprefix("file://"))
+found = {{"given": given, "modes": [path.parent.stat().st_mode & 0o777, path.stat().st_mode & 0o777]}}
+address = re.search('url=([^"]+)', path.read_text())[1]
+found["status"] = urllib.request.urlopen(address, timeout=10).status
+pathlib.Path({out!r} + ".part").write_text(json.dumps({{**found, "address": address}}))
+os.rename({out!r} + ".part", {out!r})
+try:
+    while urllib.request.urlopen(address, timeout=10):
+        time.sleep(0.1)
+except OSError:
+    pass
+"""
+
+
+def test_the_browser_is_given_no_secret_and_holds_nothing_up(tmp_path: Path) -> None:
+    """Its command line can be read by all users of the machine."""
+    out, looking = tmp_path / "found.json", tmp_path / "looking"
+    looking.write_text(LOOKING.format(python=sys.executable, out=str(out)))
+    looking.chmod(0o755)
+    with ScriptedServer(behave) as server:
+        command = [sys.executable, "-c", "from jupyter_env.cli import main; main()"]
+        command += ["watch", "--model", "tiny", "--base-url", server.url]
+        env = {**os.environ, "COLUMNS": "200", "BROWSER": str(looking)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+            try:
+                until(out.exists, 30)
+            finally:
+                process.terminate()
+                said = process.communicate(timeout=20)[0]
+    found = json.loads(out.read_text())
+    assert found["status"] == 200 and found["address"] in said and found["modes"] == [0o700, 0o600]
+    token = found["address"].split("/")[3]
+    assert len(token) == 32 and token not in found["given"]
+    assert not Path(found["given"].removeprefix("file://")).parent.exists()
 
 
 def request(address: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
@@ -180,6 +257,25 @@ def test_names_and_sizes_of_uploads_are_not_trusted(address: str) -> None:
     for bad in ('{"question": ', '{"question": 3}', '{"question": " "}', '{"question": "q", "answer": "42"}', "\xff"):
         assert request(address, "POST", "/TOKEN/episodes", bad.encode("latin-1"))[0] == 400, bad
     assert request(address, "POST", "/TOKEN/episodes", json.dumps({"question": "q" * 200_000}))[0] == 413
+
+
+def test_events_after_a_number_that_never_was(address: str) -> None:
+    """They end with the episode, and until then the server rests."""
+    started = request(address, "POST", "/TOKEN/episodes", json.dumps({"question": "Wait for ever"}))
+    events = f"/TOKEN/episodes/{json.loads(started[1])['id']}/events"
+    connection = http.client.HTTPConnection(address.split("/")[2], timeout=1)
+    connection.request("GET", events.replace("TOKEN", address.split("/")[3]), headers={"Last-Event-ID": "999"})
+    response, told = connection.getresponse(), 0
+    began = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        while time.monotonic() - began < 5:
+            told += len(response.read1())
+    assert told < 1000  # a word for each event that came
+    connection.close()
+    assert request(address, "POST", events.replace("/events", "/stop"))[0] == 200
+    assert request(address, "GET", events, **{"Last-Event-ID": "999"}) == (200, b"")
+    status, body = request(address, "GET", events)
+    assert status == 200 and b"event: end" in body
 
 
 @pytest.mark.parametrize(
