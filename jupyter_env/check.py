@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import re
 from collections import Counter
@@ -44,12 +45,20 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
         return not self.problems
 
 
-async def check_task(task: Task, pool: TaskPool, kernel: KernelSettings = KernelSettings()) -> TaskReport:  # noqa: B008
-    """Check one task of a pool.
+async def check_task(
+    task: Task,
+    pool: TaskPool,
+    kernel: KernelSettings = KernelSettings(),  # noqa: B008
+    timeout_s: float = 60.0,
+) -> TaskReport:
+    """Check one task of a pool. Tables are read in a thread: other tasks of the event loop have deadlines.
 
     Checked: every table is there with its sha256; the reference code, in a fresh kernel and again in a second one,
     prints an answer that the verifier accepts; empty, constant and most-common answers and the question's own words
     are refused; no table holds the question beside the answer.
+
+    Args:
+        timeout_s: of the reference code; the default is that of an agent's cell.
 
     Raises:
         InfrastructureError: a kernel could not be started.
@@ -57,7 +66,7 @@ async def check_task(task: Task, pool: TaskPool, kernel: KernelSettings = Kernel
     problems: list[str] = []
     notes: list[str] = []
     try:
-        files = {file.path: pool.file_path(file) for file in task.files}
+        files = {file.path: await asyncio.to_thread(pool.file_path, file) for file in task.files}
     except TaskDataError as error:
         return TaskReport(task_id=task.id, problems=[str(error)], notes=[])
     if not verify(reference_text(task.answer), task.answer).correct:
@@ -66,12 +75,12 @@ async def check_task(task: Task, pool: TaskPool, kernel: KernelSettings = Kernel
         notes.append("there is no reference code, so that the answer could not be recomputed")
     else:
         for kernel_name in ("a fresh kernel", "a second kernel"):
-            if problem := await _wrong_reference(task, files, kernel_name, kernel):
+            if problem := await _wrong_reference(task, files, kernel_name, kernel, timeout_s):
                 problems.append(problem)
                 break
     guessable = isinstance(task.answer, Boolean | Choice | NotApplicable)
-    (notes if guessable else problems).extend(_cheap_answers(task, files))
-    problems.extend(_answer_beside_question(task, files))
+    (notes if guessable else problems).extend(await asyncio.to_thread(lambda: list(_cheap_answers(task, files))))
+    problems.extend(await asyncio.to_thread(lambda: list(_answer_beside_question(task, files))))
     return TaskReport(task_id=task.id, problems=problems, notes=notes)
 
 
@@ -111,9 +120,11 @@ async def run_reference(
     return ReferenceRun(status=result.status, text=result.text, last_line=last, verdict=verify(last, task.answer))
 
 
-async def _wrong_reference(task: Task, files: dict[str, Path], where: str, settings: KernelSettings) -> str | None:
+async def _wrong_reference(
+    task: Task, files: dict[str, Path], where: str, settings: KernelSettings, timeout_s: float
+) -> str | None:
     """Run the reference code in a kernel of its own; what is wrong with it, if anything."""
-    run = await run_reference(task, files, settings)
+    run = await run_reference(task, files, settings, timeout_s)
     if run.status != "ok":
         return f"the reference code ended with {run.status} in {where}: {run.text[-300:]}"
     if not run.verdict.correct:
@@ -161,8 +172,19 @@ def _most_common(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _answer_beside_question(task: Task, files: dict[str, Path]) -> Iterator[str]:
-    question, answer = fold(task.question).encode(), fold(reference_text(task.answer)).encode()
+    texts = {fold(task.question).encode(), fold(reference_text(task.answer)).encode()}
     for name, path in files.items():
-        content = b" ".join(path.read_bytes().lower().split())
-        if question in content and answer in content:
+        if _holds(path, texts):
             yield f"{name} holds the question and its answer"
+
+
+def _holds(path: Path, texts: set[bytes], piece_bytes: int = 1 << 16) -> bool:
+    """Whether all the texts are somewhere in a file, whatever its case and white space; read by pieces."""
+    longest = max(map(len, texts))
+    with path.open("rb") as file:
+        seen = b""
+        while texts and (piece := file.read(piece_bytes)):
+            seen = re.sub(rb"\s+", b" ", seen + piece.lower())
+            texts = {text for text in texts if text not in seen}
+            seen = seen[-longest:]  # a text may go on in the next piece
+    return not texts

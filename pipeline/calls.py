@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import xxhash
@@ -63,7 +63,7 @@ class Journal:
                     line = self._decoded(raw, number)
                     self._replies[line.key] = line.reply
                     size += len(raw)
-        self._file: IO[bytes] = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # a buffer would keep what a full disk refused, and write it later
         self._file.truncate(size)
 
     def _decoded(self, raw: bytes, number: int) -> _Line:
@@ -99,8 +99,9 @@ class Journal:
     def _write(self, line: bytes) -> None:
         end = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(line)
-            self._file.flush()
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
             os.ftruncate(self._file.fileno(), end)

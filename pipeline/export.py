@@ -13,7 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 from jupyter_env.answer import reference_text
 from jupyter_env.episode import EpisodeRecord
 from jupyter_env.interpreters.output import OutputLimits
-from jupyter_env.report.notebook import write_notebook
+from jupyter_env.report.notebook import notebook_name, write_notebook
 from jupyter_env.task import Task, TaskPool
 from pipeline import decisions
 from pipeline.card import card
@@ -23,7 +23,7 @@ from pipeline.parts import read_rows
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Row
 
-VERSION = 1
+VERSION = 2
 
 
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,7 +125,7 @@ class Export(PipelineStep):  # type: ignore[misc]
         if self.settings.notebooks:
             for row in read_rows(self.run_folder.all_parts("curate"), ["id", "record"]):
                 record = msgspec.json.decode(row["record"], type=EpisodeRecord)
-                write_notebook(record, out / "notebooks" / f"{_file_name(row['id'])}.ipynb")
+                write_notebook(record, out / "notebooks" / notebook_name(row["id"]))
         return counts
 
     def _sft_row(self, row: Row, group: str, *, thinking: bool) -> Row:
@@ -196,7 +196,3 @@ def _write_parquet(rows: Iterator[Row], path: Path) -> int:
             first = next(rows, None)
         writer.finalize()
     return count
-
-
-def _file_name(name: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_.#" else "_" for char in name)[:150]

@@ -105,9 +105,11 @@ class ModelStage(Stage):
             task.cancel()
         await asyncio.gather(*window, return_exceptions=True)
         journal, pools = opened
-        await journal.close()
-        for pool in pools:
-            await pool.close()
+        try:
+            await journal.close()
+        finally:
+            for pool in pools:
+                await pool.close()
         for name in ("requests", "prompt_tokens", "cached_tokens", "completion_tokens"):
             self.stat_update(name, value=getattr(journal.usage, name))
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 
 from jupyter_env.chat import ModelSetupError
@@ -64,14 +65,18 @@ def _end_with_the_parent() -> None:
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, timeout_s: float, log: Path) -> None:
     deadline = time.monotonic() + timeout_s
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's 127.0.0.1
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise ModelSetupError(f"the model server ended with {server.returncode}; its log {log} ends:\n{_tail(log)}")
         try:
-            with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
+            with direct.open(f"{url}/v1/models", timeout=5) as answer:
                 if answer.status == 200:
                     return
-        except (urllib.error.URLError, OSError):
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):  # up, and it wants the key that requests will bring
+                return
+        except (OSError, HTTPException):
             pass
         time.sleep(0.5)
     raise ModelSetupError(f"the model server was not ready within {timeout_s:g} s; its log {log} ends:\n{_tail(log)}")

@@ -1,11 +1,12 @@
 """`check_task` finds what makes a task unfit."""
 
+import threading
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from jupyter_env import DataFile, Task, TaskPool
+from jupyter_env import DataFile, Task, TaskPool, check
 from jupyter_env.answer import Boolean, Number, Text
 from jupyter_env.check import check_task
 
@@ -55,6 +56,42 @@ async def test_answer_in_a_file_beside_the_question(sound: Task, tmp_path: Path)
     (tmp_path / "t.csv").write_text(CSV + '"What do all of them cost  together?",8.50\n')
     leaky = msgspec.structs.replace(sound, files=(DataFile.of("t.csv", tmp_path),), reference_code="print(8.5)")
     assert "holds the question and its answer" in await problems(leaky, tmp_path)
+
+
+async def test_question_and_answer_across_the_pieces_of_a_file(sound: Task, tmp_path: Path) -> None:
+    """It is read by pieces of 64 KiB: both lie across the border of two."""
+    start = CSV.ljust(2**16 - 20, "\n") + '"What do all of them   cost \n together?"'
+    leak = start.ljust(2**17 - 2, "x") + " 8.50\n" + "y,1\n" * 2**15
+    (tmp_path / "t.csv").write_text(leak)
+    leaky = msgspec.structs.replace(sound, files=(DataFile.of("t.csv", tmp_path),), reference_code="print(8.5)")
+    assert "holds the question and its answer" in await problems(leaky, tmp_path)
+
+
+async def test_tables_are_not_read_on_the_event_loop(
+    sound: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a large one would hold up every other question past its deadline."""
+    threads = {}
+
+    def noted(name: str) -> None:
+        real = getattr(check, name)
+
+        def note(*arguments: object) -> object:
+            threads[name] = threading.current_thread()
+            return real(*arguments)
+
+        monkeypatch.setattr(check, name, note)
+
+    for name in ("_most_common", "fold"):  # the second where the question is looked for
+        noted(name)
+    assert not await problems(sound, tmp_path)
+    assert set(threads) == {"_most_common", "fold"} and threading.main_thread() not in threads.values()
+
+
+async def test_the_reference_code_s_time_limit(sound: Task, tmp_path: Path) -> None:
+    slow = msgspec.structs.replace(sound, reference_code=f"import time\ntime.sleep(20)\n{CODE}")
+    report = await check_task(slow, TaskPool([slow], tmp_path), timeout_s=0.5)
+    assert "the reference code ended with timeout" in report.problems[0]
 
 
 async def test_changed_table(sound: Task, tmp_path: Path) -> None:

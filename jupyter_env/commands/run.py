@@ -24,7 +24,7 @@ from jupyter_env.episode import Budget, EpisodeRecord
 from jupyter_env.evaluate import LEVELS, PassRate, pass_rates
 from jupyter_env.interpreters import InfrastructureError, Interpreter
 from jupyter_env.report.html import write_report
-from jupyter_env.report.notebook import write_notebook
+from jupyter_env.report.notebook import notebook_name, write_notebook
 from jupyter_env.rollout import Job, plan, rollout
 from jupyter_env.runfile import RunConfig, claim_folder, pool_digest
 from jupyter_env.scripted import AGENTS, MakeModel
@@ -275,7 +275,7 @@ def show(run: Run, records: list[EpisodeRecord], json: bool) -> None:
             if not (folder / "notebooks" / "data").is_symlink():
                 (folder / "notebooks" / "data").symlink_to("../data")
             for record in records:
-                write_notebook(record, folder / "notebooks" / f"{_file_name(record.id)}.ipynb")
+                write_notebook(record, folder / "notebooks" / notebook_name(record.id))
             write_report(records, folder / "report.html", title=folder.name)
     usage = sum((record.usage for record in records), Usage())
     if json:
@@ -336,7 +336,3 @@ def _rate_text(rate: PassRate | None) -> str:
         return "-"
     low, high = rate.interval
     return f"{rate.rate:.1%} ({rate.correct}/{rate.episodes})\n{low:.0%} to {high:.0%}"
-
-
-def _file_name(record_id: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in record_id)[:150]

@@ -25,6 +25,10 @@ from jupyter_env.interpreters.simulated_reply import BadReply, SimulatedReply, e
 SYSTEM_PROMPT = resource_files("jupyter_env").joinpath("prompts/simulator.txt").read_text(encoding="utf-8").strip()
 NONE = "(none)"
 """What a section of the prompt says that has nothing to hold."""
+UNAVAILABLE = "the simulator is not available: "
+"""Begins the text of a failure that later tries may not meet: a server that is down or slow."""
+UNUSABLE = "the simulator: "
+"""Begins the text of one that the same requests meet again: replies of no use, a context that is too short."""
 
 _SHORT = OutputLimits(max_lines=8, max_chars=400, max_line_chars=160)
 """Of the outputs of earlier cells, once the whole ones no longer fit the model's context."""
@@ -98,9 +102,10 @@ class SimulatedInterpreter:
                 self._asking.cancel()
                 raise
             reply = SimulatedReply.of_error("KeyboardInterrupt: ")
-        except (ModelUnavailable, ContextOverflow, BadReply, TimeoutError) as error:
-            text = f"the simulator: {str(error) or f'no reply within {self._reply_timeout_s:g} s'}"
-            return CellResult(status="infrastructure_error", outputs=[], text=text, duration_s=0.0)
+        except (ModelUnavailable, TimeoutError) as error:
+            return _failed(UNAVAILABLE + (str(error) or f"no reply within {self._reply_timeout_s:g} s"))
+        except (ContextOverflow, BadReply) as error:
+            return _failed(f"{UNUSABLE}{error}")
         finally:
             self._asking = None
         return self._remember(code, reply)
@@ -186,6 +191,10 @@ class SimulatedInterpreter:
             asking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({asking})
+
+
+def _failed(text: str) -> CellResult:
+    return CellResult(status="infrastructure_error", outputs=[], text=text, duration_s=0.0)
 
 
 def _tagged(tag: str, text: str) -> str:

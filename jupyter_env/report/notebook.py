@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from jupyter_env.action import Message
 from jupyter_env.episode import CellRecord, EpisodeRecord
 
 _CANNOT_RERUN = ("timeout", "kernel_died")
+_MAX_NAME = 150
+"""Characters of an id in a file's name: most file systems take 255 bytes."""
 
 
 def to_notebook(record: EpisodeRecord) -> NotebookNode:
@@ -45,6 +49,17 @@ def write_notebook(record: EpisodeRecord, path: Path) -> None:
     """Write the record as an `.ipynb` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(to_notebook(record), str(path))
+
+
+def notebook_name(episode_id: str) -> str:
+    """The file name for an episode's notebook; no two ids share one.
+
+    An id that can't be a file's name as it is, or is too long for one, has a hash of the whole id at its end.
+    """
+    name = re.sub(r"[^A-Za-z0-9._#-]", "_", episode_id)
+    if name != episode_id or len(name) > _MAX_NAME:
+        name = f"{name[:_MAX_NAME]}-{hashlib.sha256(episode_id.encode()).hexdigest()[:12]}"
+    return f"{name}.ipynb"
 
 
 def _metadata(record: EpisodeRecord) -> dict[str, Any]:

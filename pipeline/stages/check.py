@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Check(ModelStage):
     """
 
     name = "check"
-    version = 1
+    version = 2
     upstream = "ask"
     schema = SCHEMA
     takes_over = True
@@ -95,7 +96,8 @@ class Check(ModelStage):
             task = msgspec.structs.replace(task, answer=refined(task.answer, run.last_line))
         task = msgspec.structs.replace(task, metadata={**task.metadata, "checks": checks})
         if has_data:
-            report = await check_task(task, TaskPool([task], self.datasets), self._kernel())
+            pool = TaskPool([task], self.datasets)
+            report = await check_task(task, pool, self._kernel(), self.settings.code_timeout_s)
             if not report.sound:
                 return Rejected("unsound", "; ".join(report.problems))
         return {
@@ -115,7 +117,7 @@ class Check(ModelStage):
 
     async def _run_code(self, task: Task) -> ReferenceRun | Rejected:
         pool = TaskPool([task], self.datasets)
-        files = {file.path: pool.file_path(file) for file in task.files}
+        files = {file.path: await asyncio.to_thread(pool.file_path, file) for file in task.files}
         run = await run_reference(task, files, self._kernel(), timeout_s=self.settings.code_timeout_s)
         if run.status != "ok":
             return Rejected(f"code_{run.status}", run.text[-400:])

@@ -14,6 +14,7 @@ from jupyter_env.agent import AgentSettings, agent_settings
 from jupyter_env.chat import Model, ModelUnavailable, Reply, Usage
 from jupyter_env.episode import Budget, EpisodeRecord
 from jupyter_env.interpreters import InfrastructureError, KernelSettings, make_kernel
+from jupyter_env.interpreters.simulated import UNAVAILABLE, UNUSABLE
 from jupyter_env.rollout import Job, run_episode
 from jupyter_env.task import Task, TaskPool
 from pipeline.model_stage import ModelStage
@@ -34,6 +35,10 @@ SCHEMA = pa.schema(
 
 MACHINE_RETRIES = 2
 """Of an attempt that the machine failed, at once; after that the question waits for the next run."""
+
+
+class _SimulatorFailed(Exception):
+    """It answered, to no use; the journal would answer the same requests with the same replies."""
 
 
 class TraceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +83,7 @@ class Traces(ModelStage):
     """
 
     name = "traces"
-    version = 1
+    version = 2
     upstream = "unique"
     schema = SCHEMA
     takes_over = True
@@ -102,7 +107,14 @@ class Traces(ModelStage):
         task = msgspec.json.decode(row["task"], type=Task)
         if not row["has_data"] and self.settings.missing_data == "skip":
             return Rejected("data_not_here", ", ".join(task.metadata["missing"]))
-        records = [await self._episode(item, task, attempt) for attempt in range(self.settings.attempts)]
+        if (
+            not row["has_data"] and not task.files
+        ):  # with nothing missing by name, a kernel would run in an empty folder
+            return Rejected("path_not_known", ", ".join(task.metadata["missing"]))
+        try:
+            records = [await self._episode(item, task, attempt) for attempt in range(self.settings.attempts)]
+        except _SimulatorFailed as error:
+            return Rejected("simulator_failed", str(error))
         return {
             "id": item.id,
             "key": item.key,
@@ -126,9 +138,12 @@ class Traces(ModelStage):
             )
             if record.stop_reason != "infrastructure_error":
                 return _timeless(record)
-            if (record.error or "").startswith("the model:"):
-                raise ModelUnavailable(record.error)
-        raise InfrastructureError(record.error or "the episode failed")
+            error = record.error or "the episode failed"
+            if error.startswith(("the model:", UNAVAILABLE)):
+                raise ModelUnavailable(error)
+            if error.startswith(UNUSABLE):
+                raise _SimulatorFailed(error)
+        raise InfrastructureError(error)
 
     def _model(self, role: str, item: Item, seed: int) -> Model:
         async def respond(messages: Sequence[Message], tools: Sequence[dict[str, Any]], /) -> Reply:

@@ -11,7 +11,7 @@ from jupyter_env import JupyterQAEnv, Task, TaskPool
 from jupyter_env.answer import Integer
 from jupyter_env.episode import Budget
 from jupyter_env.interpreters import SimulatedInterpreter
-from jupyter_env.interpreters.simulated import NONE
+from jupyter_env.interpreters.simulated import NONE, UNAVAILABLE, UNUSABLE
 from jupyter_env.missing import refuse_simulated
 from jupyter_env.models.server import ServerModel
 from jupyter_env.report.html import write_report
@@ -222,15 +222,16 @@ async def test_the_other_statuses(status: str, alive: bool):
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (completion("nonsense"), "it holds no <output_cell>"),
-        (error(500, "down"), "HTTP 500"),
-        (cell("late")._replace(delay_s=1.0), "no reply within 0.3 s"),
+        (completion("nonsense"), f"{UNUSABLE}it holds no <output_cell>"),
+        (error(400, "maximum context length exceeded"), UNUSABLE),
+        (error(500, "down"), UNAVAILABLE),
+        (cell("late")._replace(delay_s=1.0), f"{UNAVAILABLE}no reply within 0.3 s"),
     ],
 )
 async def test_a_model_without_a_usable_reply_is_the_machine_s_failure(reply: Answer, words: str):
     async with Simulated(reply, retries=1, reply_timeout_s=0.3) as simulated:
         result = await simulated.run("print(1)")
-        assert result.status == "infrastructure_error" and words in result.text and result.alive
+        assert result.status == "infrastructure_error" and result.text.startswith(words) and result.alive
         assert await simulated.interpreter.branch() is not simulated.interpreter
 
 

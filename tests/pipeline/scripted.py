@@ -112,11 +112,16 @@ def sometimes(behave: Behave, trouble: Callable[[int], Answer | None]) -> Behave
     return lambda body, number: trouble(number) or behave(body, number)
 
 
+def is_inventing(body: dict[str, Any]) -> bool:
+    """Whether the model is asked to stand in for the interpreter."""
+    return "stateful Python code interpreter" in body["messages"][0]["content"]
+
+
 class Inventing(Script):
     """It stands in for the interpreter too: what the reference code would print, it knows from the labels."""
 
     def __call__(self, body: dict[str, Any], number: int) -> Answer:
-        if "stateful Python code interpreter" not in body["messages"][0]["content"]:
+        if not is_inventing(body):
             return super().__call__(body, number)
         code = body["messages"][1]["content"].rpartition("<cell_to_execute>")[2]
         known = [question for question in self.questions if question.draft["code"].splitlines()[-1] in code]

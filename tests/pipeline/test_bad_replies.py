@@ -16,6 +16,7 @@ from scripted import GOOD, Script, kind_of
 from servers import Answer, Behave, ScriptedServer, completion, error
 
 from jupyter_env.chat import ModelSetupError
+from jupyter_env.check import ReferenceRun, run_reference
 from jupyter_env.models import server
 from pipeline import model_stage
 from pipeline.ledger import LedgerError
@@ -146,6 +147,21 @@ def test_drafts_that_no_task_may_come_of(asked: Asked, part: list[tuple[dict[str
     run = asked(bad_at("ask", completion(json.dumps(written))), check=CheckSettings(code_timeout_s=3))
     found = outcomes(run, "check")
     assert [found[f"penguins.ipynb#q{n}"].reason for n in range(6)] == [reason for _, reason in part]
+
+
+def test_the_code_s_time_limit_holds_in_every_check(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    async def noted(task: Any, files: Any, kernel: Any, timeout_s: float = 60.0) -> ReferenceRun:
+        limits.append(timeout_s)
+        return await run_reference(task, files, kernel, timeout_s)
+
+    for module in ("jupyter_env.check", "pipeline.stages.check"):
+        monkeypatch.setattr(f"{module}.run_reference", noted)
+    written = {"questions": [SIX[0].draft]}
+    run = asked(bad_at("ask", completion(json.dumps(written))), check=CheckSettings(code_timeout_s=77))
+    assert len(ids(run, "check")) == 1
+    assert limits == [77, 77, 77]
 
 
 def test_no_question_is_an_answer(asked: Asked) -> None:

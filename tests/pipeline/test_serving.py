@@ -102,6 +102,34 @@ def test_servers_that_do_not_come_up(tmp_path: Path, command: str, timeout_s: fl
         pass
 
 
+LOCKED = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    asked = 0
+    def do_GET(self):
+        Handler.asked += 1
+        if Handler.asked == 1:
+            self.wfile.write(b"still loading\\r\\n\\r\\n")  # no HTTP
+        else:
+            self.send_error(401)
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_that_wants_a_key_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it said while it was loading, and with a proxy in the environment that knows nothing of it."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    command = shlex.join([sys.executable, "-c", LOCKED, "{port}"])
+    with served(ModelSettings(name="tiny", serve=command, start_timeout_s=20), tmp_path / "log") as urls:
+        assert urls[0].endswith("/v1")
+
+
 def test_recipes_serve_or_name_servers() -> None:
     slurm, ray = load_recipe("kaggle-slurm"), load_recipe("kaggle-ray")
     for role in ("asker", "teacher"):
