@@ -69,17 +69,21 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str, timeout_s: floa
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise ModelSetupError(f"the model server ended with {server.returncode}; its log {log} ends:\n{_tail(log)}")
-        try:
-            with direct.open(f"{url}/v1/models", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except urllib.error.HTTPError as error:
-            if error.code in (401, 403):  # up, and it wants the key that requests will bring
-                return
-        except (OSError, HTTPException):
-            pass
+        if any(_answers(direct, f"{url}{path}") for path in ("/health", "/v1/models")):
+            return
         time.sleep(0.5)
     raise ModelSetupError(f"the model server was not ready within {timeout_s:g} s; its log {log} ends:\n{_tail(log)}")
+
+
+def _answers(direct: urllib.request.OpenerDirector, address: str) -> bool:
+    """Whether a server is up there: vLLM and transformers have the first address, other servers at least the second."""
+    try:
+        with direct.open(address, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # up, and it wants the key that requests will bring
+    except (OSError, HTTPException):
+        return False
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
